@@ -1,0 +1,1 @@
+//! HLO as a typed IR.

@@ -1,0 +1,1 @@
+//! EntroPIC: entropy control for JAX-exported train steps.

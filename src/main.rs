@@ -1,0 +1,2 @@
+//! The `entropic` program.
+fn main() {}
