@@ -1,0 +1,551 @@
+//! Emitting instructions with inferred shapes.
+//!
+//! A [`Builder`] appends to one computation. Every call returns the value it
+//! made or an error that names opcode and operand shapes, at the spot. Appended
+//! instructions come last in the order; when earlier instructions are made to
+//! use them, [`Module::sort`](crate::Module::sort) restores a valid order.
+
+use thiserror::Error;
+
+use crate::infer::{InferError, infer};
+use crate::ir::{Computation, ComputationId, Instruction, InstructionId, Module, Opcode, Shape};
+use crate::proto::hlo_instruction_proto::SliceDimensions;
+use crate::proto::{HloInstructionProto, LiteralProto, OpMetadata, PrimitiveType, ProgramShapeProto};
+
+/// Why an instruction was not built.
+#[derive(Debug, Error)]
+pub enum BuildError {
+    /// The operands do not go together.
+    #[error(transparent)]
+    Infer(#[from] InferError),
+    /// An operand or computation id that is not of this module.
+    #[error("{what} {index} is not part of computation {computation:?}")]
+    NoSuch {
+        /// `instruction` or `computation`.
+        what: &'static str,
+        /// Its arena index.
+        index: usize,
+        /// The computation that was to hold it.
+        computation: String,
+    },
+    /// The shape of this operation does not follow from its operands; state it.
+    #[error("the shape of {opcode} cannot be inferred here")]
+    NotInferable {
+        /// The operation.
+        opcode: Opcode,
+    },
+    /// A constant of this element type cannot be made from a number.
+    #[error("a constant of element type {element_type} cannot be made here; use f32 and convert")]
+    Constant {
+        /// The element type asked for.
+        element_type: PrimitiveType,
+    },
+}
+
+/// Direction of a `compare`, named as XLA names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ComparisonDirection {
+    /// Equal.
+    Eq,
+    /// Not equal.
+    Ne,
+    /// Greater or equal.
+    Ge,
+    /// Greater.
+    Gt,
+    /// Less or equal.
+    Le,
+    /// Less.
+    Lt,
+}
+
+impl ComparisonDirection {
+    /// The name in HLO.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Eq => "EQ",
+            Self::Ne => "NE",
+            Self::Ge => "GE",
+            Self::Gt => "GT",
+            Self::Le => "LE",
+            Self::Lt => "LT",
+        }
+    }
+}
+
+/// The value of every builder call.
+pub type Built = Result<InstructionId, BuildError>;
+
+/// Appends instructions to one computation.
+#[derive(Debug)]
+pub struct Builder<'m> {
+    module: &'m mut Module,
+    computation: ComputationId,
+    scope: String,
+    op_name: String,
+    next_name: Option<String>,
+}
+
+macro_rules! unary {
+    ($($(#[$doc:meta])* $name:ident $opcode:ident;)*) => {$(
+        $(#[$doc])*
+        ///
+        /// # Errors
+        ///
+        /// Where the operand does not fit the operation.
+        pub fn $name(&mut self, x: InstructionId) -> Built { self.emit(Opcode::$opcode, &[x]) }
+    )*};
+}
+
+macro_rules! binary {
+    ($($(#[$doc:meta])* $name:ident $opcode:ident;)*) => {$(
+        $(#[$doc])*
+        ///
+        /// # Errors
+        ///
+        /// Where element types or dimensions of the operands differ.
+        pub fn $name(&mut self, x: InstructionId, y: InstructionId) -> Built { self.emit(Opcode::$opcode, &[x, y]) }
+    )*};
+}
+
+impl<'m> Builder<'m> {
+    /// A builder at the end of `computation`.
+    pub fn new(module: &'m mut Module, computation: ComputationId) -> Self {
+        Self { module, computation, scope: String::new(), op_name: String::new(), next_name: None }
+    }
+
+    /// A builder at the end of the entry computation.
+    pub fn at_entry(module: &'m mut Module) -> Self {
+        let entry = module.entry();
+        Self::new(module, entry)
+    }
+
+    /// The module being built.
+    #[must_use]
+    pub fn module(&self) -> &Module {
+        self.module
+    }
+
+    /// The module being built, for edits between two emissions.
+    pub fn module_mut(&mut self) -> &mut Module {
+        self.module
+    }
+
+    /// Names what follows: instructions are called `scope.opcode`, and carry `op_name` as metadata.
+    pub fn set_scope(&mut self, scope: &str, op_name: &str) {
+        self.scope = sanitize(scope);
+        op_name.clone_into(&mut self.op_name);
+    }
+
+    /// Names the next instruction, instead of `scope.opcode`.
+    pub fn named(&mut self, name: &str) -> &mut Self {
+        self.next_name = Some(sanitize(name));
+        self
+    }
+
+    /// The shape of a value.
+    ///
+    /// # Errors
+    ///
+    /// Where the id is not of this computation.
+    pub fn shape(&self, x: InstructionId) -> Result<Shape, BuildError> {
+        Ok(self.instruction(x)?.shape.clone())
+    }
+
+    fn target(&self) -> Result<&Computation, BuildError> {
+        self.module.computation(self.computation).ok_or_else(|| BuildError::NoSuch {
+            what: "computation",
+            index: self.computation.index(),
+            computation: self.module.name().to_owned(),
+        })
+    }
+
+    fn instruction(&self, x: InstructionId) -> Result<&Instruction, BuildError> {
+        let target = self.target()?;
+        target.get(x).ok_or_else(|| BuildError::NoSuch {
+            what: "instruction",
+            index: x.index(),
+            computation: target.name.clone(),
+        })
+    }
+
+    /// Any operation whose shape follows from its operands.
+    ///
+    /// # Errors
+    ///
+    /// Where it does not follow, or no shape fits.
+    pub fn emit(&mut self, opcode: Opcode, operands: &[InstructionId]) -> Built {
+        self.emit_with(opcode, operands, Shape::default(), HloInstructionProto::default(), Vec::new())
+    }
+
+    /// Any operation, with a stated shape, attributes and called computations.
+    ///
+    /// The stated shape counts where the operands do not determine one.
+    ///
+    /// # Errors
+    ///
+    /// Where no shape fits, or none follows and none is stated.
+    pub fn emit_with(
+        &mut self,
+        opcode: Opcode,
+        operands: &[InstructionId],
+        stated: Shape,
+        mut attributes: HloInstructionProto,
+        called: Vec<ComputationId>,
+    ) -> Built {
+        let shapes = operands.iter().map(|&x| self.shape(x)).collect::<Result<Vec<_>, _>>()?;
+        let shape = match infer(opcode, &shapes, &attributes, &stated)? {
+            Some(shape) => shape,
+            None if stated != Shape::default() => stated,
+            None => return Err(BuildError::NotInferable { opcode }),
+        };
+        if !self.op_name.is_empty() {
+            attributes.metadata = OpMetadata { op_name: self.op_name.clone(), ..Default::default() }.into();
+        }
+        let name = match self.next_name.take() {
+            Some(name) => name,
+            None if self.scope.is_empty() => opcode.name().to_owned(),
+            None => format!("{}.{}", self.scope, opcode.name()),
+        };
+        let mut instruction = Instruction::new(name, opcode, shape, operands.to_vec());
+        instruction.attributes = Box::new(attributes);
+        instruction.called = called;
+        let computation = self.computation;
+        self.module.push_instruction(computation, instruction).ok_or_else(|| BuildError::NoSuch {
+            what: "computation",
+            index: computation.index(),
+            computation: self.module.name().to_owned(),
+        })
+    }
+
+    /// The computation's next parameter.
+    ///
+    /// In the entry computation, signature and host signature gain it too.
+    ///
+    /// # Errors
+    ///
+    /// Where the computation does not exist.
+    pub fn parameter(&mut self, name: &str, shape: Shape) -> Built {
+        let number = self.target()?.parameters().len();
+        let attributes = HloInstructionProto { parameter_number: number as i64, ..Default::default() };
+        let id = self.named(name).emit_with(Opcode::Parameter, &[], shape.clone(), attributes, Vec::new())?;
+        let unique = self.instruction(id)?.name.clone();
+        let append = |signature: &mut ProgramShapeProto| {
+            signature.parameters.push(shape.0.clone());
+            signature.parameter_names.push(unique.clone());
+        };
+        if self.computation == self.module.entry() {
+            append(self.module.header.host_program_shape.get_or_insert_default());
+        }
+        if let Some(target) = self.module.computation_mut(self.computation) {
+            append(target.header.program_shape.get_or_insert_default());
+        }
+        Ok(id)
+    }
+
+    /// Makes `root` the computation's result.
+    ///
+    /// # Errors
+    ///
+    /// Where the id is not of this computation.
+    pub fn set_root(&mut self, root: InstructionId) -> Result<(), BuildError> {
+        let shape = self.shape(root)?;
+        if self.computation == self.module.entry() {
+            self.module.header.host_program_shape.get_or_insert_default().result = shape.0.clone().into();
+        }
+        if let Some(target) = self.module.computation_mut(self.computation) {
+            target.root = root;
+            target.header.program_shape.get_or_insert_default().result = shape.0.into();
+        }
+        Ok(())
+    }
+
+    /// A scalar `f32` constant.
+    ///
+    /// # Errors
+    ///
+    /// Where the computation does not exist.
+    pub fn constant_f32(&mut self, value: f32) -> Built {
+        self.constant(PrimitiveType::F32, f64::from(value))
+    }
+
+    /// A scalar constant of type pred, s32, u32, f32 or f64, rounded to it.
+    ///
+    /// # Errors
+    ///
+    /// For other element types.
+    pub fn constant(&mut self, element_type: PrimitiveType, value: f64) -> Built {
+        let shape = Shape::scalar(element_type);
+        let mut literal = LiteralProto { shape: shape.0.clone().into(), ..Default::default() };
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the caller asks for this type")]
+        match element_type {
+            PrimitiveType::PRED => literal.preds.push(value != 0.0),
+            PrimitiveType::S32 => literal.s32s.push(value as i32),
+            PrimitiveType::U32 => literal.u32s.push(value as u32),
+            PrimitiveType::F32 => literal.f32s.push(value as f32),
+            PrimitiveType::F64 => literal.f64s.push(value),
+            _ => return Err(BuildError::Constant { element_type }),
+        }
+        let attributes = HloInstructionProto { literal: literal.into(), ..Default::default() };
+        self.emit_with(Opcode::Constant, &[], shape, attributes, Vec::new())
+    }
+
+    /// A one-dimensional `f32` constant.
+    ///
+    /// # Errors
+    ///
+    /// Where the computation does not exist.
+    pub fn constant_f32_vector(&mut self, values: &[f32]) -> Built {
+        let shape = Shape::array(PrimitiveType::F32, &[values.len() as i64]);
+        let literal = LiteralProto { shape: shape.0.clone().into(), f32s: values.to_vec(), ..Default::default() };
+        let attributes = HloInstructionProto { literal: literal.into(), ..Default::default() };
+        self.emit_with(Opcode::Constant, &[], shape, attributes, Vec::new())
+    }
+
+    unary! {
+        /// |x|.
+        abs Abs;
+        /// Natural logarithm.
+        log Log;
+        /// e^x.
+        exp Exp;
+        /// Square root.
+        sqrt Sqrt;
+        /// -x.
+        negate Negate;
+        /// Whether each element is neither infinite nor NaN.
+        is_finite IsFinite;
+        /// Logical or bitwise complement.
+        not Not;
+    }
+
+    binary! {
+        /// x + y.
+        add Add;
+        /// x - y.
+        subtract Subtract;
+        /// x · y.
+        multiply Multiply;
+        /// x / y.
+        divide Divide;
+        /// The larger of both; NaN where either is.
+        maximum Maximum;
+        /// The smaller of both; NaN where either is.
+        minimum Minimum;
+        /// x^y.
+        power Power;
+        /// Logical or bitwise and.
+        and And;
+        /// Logical or bitwise or.
+        or Or;
+    }
+
+    /// Elementwise comparison; floats compare as IEEE 754 says.
+    ///
+    /// # Errors
+    ///
+    /// Where element types or dimensions differ.
+    pub fn compare(&mut self, x: InstructionId, y: InstructionId, direction: ComparisonDirection) -> Built {
+        let element_type = self.instruction(x)?.shape.element_type();
+        let kind = match element_type {
+            t if t.is_floating() => "FLOAT",
+            PrimitiveType::S8 | PrimitiveType::S16 | PrimitiveType::S32 | PrimitiveType::S64 => "SIGNED",
+            _ => "UNSIGNED",
+        };
+        let attributes = HloInstructionProto {
+            comparison_direction: direction.name().into(),
+            comparison_type: kind.into(),
+            ..Default::default()
+        };
+        self.emit_with(Opcode::Compare, &[x, y], Shape::default(), attributes, Vec::new())
+    }
+
+    /// `predicate ? x : y`; a scalar predicate is broadcast to the arms' dimensions.
+    ///
+    /// # Errors
+    ///
+    /// Where the arms differ or the predicate does not fit.
+    pub fn select(&mut self, predicate: InstructionId, x: InstructionId, y: InstructionId) -> Built {
+        let wide = self.instruction(x)?.shape.rank() > 0 && self.instruction(predicate)?.shape.rank() == 0;
+        let predicate = if wide { self.broadcast_scalar_like(predicate, x)? } else { predicate };
+        self.emit(Opcode::Select, &[predicate, x, y])
+    }
+
+    /// Converts elements to another type; returns `x` itself where it has that type.
+    ///
+    /// # Errors
+    ///
+    /// Where `x` is no array.
+    pub fn convert(&mut self, x: InstructionId, element_type: PrimitiveType) -> Built {
+        let shape = self.shape(x)?;
+        if shape.element_type() == element_type {
+            return Ok(x);
+        }
+        let stated = shape.with_element_type(element_type);
+        self.emit_with(Opcode::Convert, &[x], stated, HloInstructionProto::default(), Vec::new())
+    }
+
+    /// A scalar spread over the dimensions and the layout of `like`; the element type stays the scalar's.
+    ///
+    /// # Errors
+    ///
+    /// Where `x` is no scalar.
+    pub fn broadcast_scalar_like(&mut self, x: InstructionId, like: InstructionId) -> Built {
+        let scalar = self.shape(x)?;
+        let stated = self.shape(like)?.with_element_type(scalar.element_type());
+        if stated.rank() == 0 {
+            return Ok(x);
+        }
+        self.emit_with(Opcode::Broadcast, &[x], stated, HloInstructionProto::default(), Vec::new())
+    }
+
+    /// A scalar spread over a vector of `length` elements.
+    ///
+    /// # Errors
+    ///
+    /// Where `x` is no scalar.
+    pub fn broadcast_to_vector(&mut self, x: InstructionId, length: i64) -> Built {
+        let stated = Shape::array(self.shape(x)?.element_type(), &[length]);
+        self.emit_with(Opcode::Broadcast, &[x], stated, HloInstructionProto::default(), Vec::new())
+    }
+
+    /// The same elements in other dimensions.
+    ///
+    /// # Errors
+    ///
+    /// Where the number of elements changes.
+    pub fn reshape(&mut self, x: InstructionId, dims: &[i64]) -> Built {
+        let stated = Shape::array(self.shape(x)?.element_type(), dims);
+        self.emit_with(Opcode::Reshape, &[x], stated, HloInstructionProto::default(), Vec::new())
+    }
+
+    /// Elements `start..limit` of a vector.
+    ///
+    /// # Errors
+    ///
+    /// Where the range does not lie in it.
+    pub fn slice_vector(&mut self, x: InstructionId, start: i64, limit: i64) -> Built {
+        let range = SliceDimensions { start, limit, stride: 1, ..Default::default() };
+        let attributes = HloInstructionProto { slice_dimensions: vec![range], ..Default::default() };
+        self.emit_with(Opcode::Slice, &[x], Shape::default(), attributes, Vec::new())
+    }
+
+    /// Element `index` of a vector, as a scalar.
+    ///
+    /// # Errors
+    ///
+    /// Where the vector has no such element.
+    pub fn element(&mut self, x: InstructionId, index: i64) -> Built {
+        let slice = self.slice_vector(x, index, index.saturating_add(1))?;
+        self.reshape(slice, &[])
+    }
+
+    /// Arrays one after another along `dimension`.
+    ///
+    /// # Errors
+    ///
+    /// Where they differ elsewhere.
+    pub fn concatenate(&mut self, xs: &[InstructionId], dimension: i64) -> Built {
+        let attributes = HloInstructionProto { dimensions: vec![dimension], ..Default::default() };
+        self.emit_with(Opcode::Concatenate, xs, Shape::default(), attributes, Vec::new())
+    }
+
+    /// Scalars as one vector, in order.
+    ///
+    /// # Errors
+    ///
+    /// Where their element types differ, or there are none.
+    pub fn pack(&mut self, scalars: &[InstructionId]) -> Built {
+        let ones = scalars.iter().map(|&x| self.reshape(x, &[1])).collect::<Result<Vec<_>, _>>()?;
+        match ones.as_slice() {
+            [single] => Ok(*single),
+            several => self.concatenate(several, 0),
+        }
+    }
+
+    /// Folds all dimensions of `x` with `reducer`, a computation of two scalars.
+    ///
+    /// # Errors
+    ///
+    /// Where `init` is no scalar of `x`'s element type.
+    pub fn reduce_all(&mut self, x: InstructionId, init: InstructionId, reducer: ComputationId) -> Built {
+        let rank = self.shape(x)?.rank();
+        let attributes = HloInstructionProto { dimensions: (0..rank as i64).collect(), ..Default::default() };
+        self.emit_with(Opcode::Reduce, &[x, init], Shape::default(), attributes, vec![reducer])
+    }
+
+    /// Element `index` of a tuple.
+    ///
+    /// # Errors
+    ///
+    /// Where the tuple has no such element.
+    pub fn get_tuple_element(&mut self, x: InstructionId, index: usize) -> Built {
+        let attributes = HloInstructionProto { tuple_index: index as i64, ..Default::default() };
+        self.emit_with(Opcode::GetTupleElement, &[x], Shape::default(), attributes, Vec::new())
+    }
+
+    /// A computation `(x, y) -> x op y` over scalars, to be called by a reduce.
+    ///
+    /// # Errors
+    ///
+    /// Where `opcode` does not take two scalars of that type.
+    pub fn reducer(
+        module: &mut Module,
+        name: &str,
+        opcode: Opcode,
+        element_type: PrimitiveType,
+    ) -> Result<ComputationId, BuildError> {
+        let id = module.add_computation(name);
+        let mut b = Builder::new(module, id);
+        b.set_scope(name, "");
+        let x = b.parameter(&format!("{name}.lhs"), Shape::scalar(element_type))?;
+        let y = b.parameter(&format!("{name}.rhs"), Shape::scalar(element_type))?;
+        let root = b.emit(opcode, &[x, y])?;
+        b.set_root(root)?;
+        Ok(id)
+    }
+}
+
+/// A tree path as an HLO name: brackets and quotes become dots.
+///
+/// `params['h0']['qkv']` turns into `params.h0.qkv`. HLO names hold letters, digits, `_`, `.` and `-`.
+#[must_use]
+pub fn sanitize(name: &str) -> String {
+    let mut out = String::with_capacity(name.len());
+    for c in name.chars() {
+        if c.is_ascii_alphanumeric() || c == '_' || c == '-' {
+            out.push(c);
+        } else if !out.is_empty() && !out.ends_with('.') {
+            out.push('.');
+        }
+    }
+    while out.ends_with('.') {
+        out.pop();
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tree_paths_become_names() {
+        assert_eq!(sanitize("params['h0']['qkv']"), "params.h0.qkv");
+        assert_eq!(sanitize("state[0].mu['w/~/b']"), "state.0.mu.w.b");
+        assert_eq!(sanitize("[0]"), "0");
+    }
+
+    #[test]
+    fn a_builder_call_names_what_does_not_fit() {
+        let mut module = Module::new("m");
+        let mut b = Builder::at_entry(&mut module);
+        let x = b.parameter("x", Shape::array(PrimitiveType::F32, &[2])).unwrap();
+        let y = b.parameter("y", Shape::array(PrimitiveType::F32, &[3])).unwrap();
+        assert!(b.add(x, y).unwrap_err().to_string().contains("add of (f32[2], f32[3])"));
+        assert!(b.emit(Opcode::Sort, &[x]).unwrap_err().to_string().contains("cannot be inferred"));
+        assert!(b.add(x, InstructionId(99)).unwrap_err().to_string().contains("instruction 99 is not part"));
+        assert!(b.constant(PrimitiveType::C64, 1.0).is_err());
+    }
+}

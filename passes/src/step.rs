@@ -1,0 +1,397 @@
+//! What discovery finds: the train step, described over an entry without calls.
+//!
+//! A [`TrainStep`] names instructions of one module by id and stays valid while
+//! passes append to that module; ids never move. Every conclusion carries the
+//! reason for it, since the user sees all of it in `entropic inspect`.
+
+use std::fmt;
+
+use hlo::{ComputationId, Instruction, InstructionId, Module, Shape};
+use serde::{Deserialize, Serialize};
+
+/// One array inside the value of an instruction: the `leaf`-th, depth first, of a tuple; 0 for an array.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Value {
+    /// The instruction of [`TrainStep::computation`].
+    pub instruction: InstructionId,
+    /// Which leaf of its shape.
+    pub leaf: usize,
+}
+
+/// A train step found in a module.
+#[derive(Debug, Clone)]
+pub struct TrainStep {
+    /// Where the step is: the entry, or the body of a loop over steps.
+    pub computation: ComputationId,
+    /// The `while` whose body the step is, when it is one: its instruction name.
+    pub inside_loop: Option<String>,
+    /// Trainable tensors by input number, those without a gradient included.
+    pub parameters: Vec<Parameter>,
+    /// Every input that an output succeeds, by input number; parameters included.
+    pub states: Vec<State>,
+    /// Input numbers of the data: inputs that nothing succeeds.
+    pub batch: Vec<usize>,
+    /// Output index of the loss, where one is recognised.
+    pub loss: Option<usize>,
+    /// What the user should know about the step as a whole.
+    pub notes: Vec<String>,
+}
+
+/// A trainable tensor and everything found about it.
+#[derive(Debug, Clone)]
+pub struct Parameter {
+    /// Tree path where the module carries one (`params['h0']['qkv']`), else the HLO name.
+    pub name: String,
+    /// Input number.
+    pub input: usize,
+    /// Output index of the new value.
+    pub output: usize,
+    /// The input itself.
+    pub value: Value,
+    /// The value returned at `output`.
+    pub new_value: Value,
+    /// Shape of the tensor.
+    pub shape: Shape,
+    /// Input number of the wider copy that the optimizer updates, where there is one.
+    pub master: Option<usize>,
+    /// What the optimizer consumes, or why there is nothing.
+    pub gradient: GradientStatus,
+    /// How the new value comes about.
+    pub update: Update,
+    /// States that belong to this parameter alone.
+    pub moments: Vec<Moment>,
+    /// How sure discovery is.
+    pub confidence: Confidence,
+    /// Why, in words.
+    pub reasons: Vec<String>,
+}
+
+impl Parameter {
+    /// The gradient, where one was found.
+    #[must_use]
+    pub fn found_gradient(&self) -> Option<&Gradient> {
+        match &self.gradient {
+            GradientStatus::Found(gradient) => Some(gradient),
+            GradientStatus::Absent { .. } => None,
+        }
+    }
+}
+
+/// Whether a parameter has a gradient.
+#[derive(Debug, Clone)]
+pub enum GradientStatus {
+    /// It has one.
+    Found(Gradient),
+    /// No gradient reaches it: frozen, unused, or updated without data. Not an error.
+    Absent {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Three views of one gradient; they coincide where nothing lies between.
+#[derive(Debug, Clone)]
+pub struct Gradient {
+    /// What the optimizer consumes.
+    pub eff: Value,
+    /// Before clipping, unscaling and skipping.
+    pub preclip: Value,
+    /// Before additions that do not depend on data too (weight decay, noise).
+    pub raw: Value,
+    /// Set where `eff` is the gradient times a constant only: by how much, and where it was seen.
+    pub constant_scale: Option<ConstantScale>,
+    /// The links between `raw` and `eff`, in order of evaluation.
+    pub links: Vec<Link>,
+}
+
+/// A constant factor at the gradient that discovery cannot tell from the gradient's own.
+#[derive(Debug, Clone)]
+pub struct ConstantScale {
+    /// The factor.
+    pub factor: f64,
+    /// Name of the instruction that multiplies by it.
+    pub instruction: String,
+}
+
+/// What happens to the gradient between two values.
+#[derive(Debug, Clone)]
+pub struct Link {
+    /// The earlier value.
+    pub from: Value,
+    /// The later value.
+    pub to: Value,
+    /// Everything that lies between.
+    pub kinds: Vec<LinkKind>,
+}
+
+/// Kinds of processing between two values of a gradient.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LinkKind {
+    /// Multiplied by a factor computed from data, as global-norm clipping does.
+    ScaleByData,
+    /// Multiplied or divided by a factor that the forward pass shares (a loss scale).
+    Unscale,
+    /// Multiplied or divided by a constant or a schedule.
+    Scale,
+    /// Something that does not depend on data added (weight decay, noise).
+    AddUntainted,
+    /// Multiplied by something of the tensor's size that does not depend on data.
+    MultiplyUntainted,
+    /// Chosen against another value by a predicate.
+    Select,
+    /// Clipped element by element.
+    ElementwiseClip,
+    /// Scaled by a norm of itself (adaptive clipping, trust ratio).
+    SelfNorm,
+    /// Element type converted.
+    Convert,
+    /// Put through a function that is not linear.
+    Nonlinear,
+    /// Combined with another value that depends on data.
+    CombineData,
+}
+
+/// How the new value of a parameter comes about; for one with a master, that of the master.
+#[derive(Debug, Clone)]
+pub struct Update {
+    /// The form.
+    pub form: UpdateForm,
+    /// The old value that the update starts from: the parameter or its master.
+    pub old: Value,
+    /// The new value before guards (`select(finite, new, old)`) are applied.
+    pub new: Value,
+    /// Guards between `new` and the output, outermost first.
+    pub guards: Vec<Value>,
+}
+
+/// Forms of an update.
+#[derive(Debug, Clone)]
+pub enum UpdateForm {
+    /// `new = old + u`.
+    Add {
+        /// The update.
+        u: Value,
+    },
+    /// `new = old - u`.
+    Subtract {
+        /// The update.
+        u: Value,
+    },
+    /// No usable `u`: it is taken as `new - old`.
+    Difference {
+        /// Why there is no `u`.
+        reason: String,
+    },
+}
+
+/// A state that belongs to one parameter.
+#[derive(Debug, Clone)]
+pub struct Moment {
+    /// Input number of the state.
+    pub input: usize,
+    /// Form of its recurrence.
+    pub form: MomentForm,
+    /// What it accumulates.
+    pub of: MomentOf,
+    /// Decay, the coefficient of the old value, where it is a constant.
+    pub decay: Option<f64>,
+}
+
+/// Forms of `s' = a·s + b·x`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MomentForm {
+    /// `a + b = 1`.
+    Ema,
+    /// `b = 1`.
+    HeavyBall,
+    /// Neither.
+    Scaled,
+    /// Linear in more than one other term, or in none.
+    OtherLinear,
+    /// Not linear in `s`.
+    Nonlinear,
+}
+
+/// What a moment accumulates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MomentOf {
+    /// The gradient.
+    Gradient,
+    /// Its square.
+    GradientSquared,
+    /// Something else.
+    Other,
+}
+
+/// How sure discovery is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Confidence {
+    /// Some tie was broken by the alias table, or the gradient is known up to a constant only.
+    Weak,
+    /// Structure alone decided.
+    Strong,
+}
+
+/// An input that an output succeeds.
+#[derive(Debug, Clone)]
+pub struct State {
+    /// Tree path or HLO name.
+    pub name: String,
+    /// Input number.
+    pub input: usize,
+    /// Output index of the new value.
+    pub output: usize,
+    /// The input itself.
+    pub value: Value,
+    /// The value returned at `output`.
+    pub new_value: Value,
+    /// Shape.
+    pub shape: Shape,
+    /// What it is.
+    pub role: StateRole,
+    /// What a gate does with it.
+    pub class: StateClass,
+    /// Why it is of that class, in words.
+    pub reason: String,
+    /// How output and input were paired.
+    pub pairing: Pairing,
+}
+
+/// What a state is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StateRole {
+    /// A trainable tensor.
+    Parameter,
+    /// The wide copy of a parameter that the optimizer updates.
+    Master,
+    /// The narrow copy of a parameter that the model computes with.
+    LowPrecisionCopy,
+    /// A moment or another state of one parameter.
+    Moment,
+    /// Optimizer state that several parameters share.
+    SharedMoment,
+    /// An average of parameters.
+    Average,
+    /// Statistics of the data, as BatchNorm keeps.
+    BatchStatistic,
+    /// A counter that moments are corrected with.
+    BiasCorrectionCounter,
+    /// A counter that a schedule reads.
+    ScheduleCounter,
+    /// A counter that does both.
+    SharedCounter,
+    /// A counter of gradient accumulation.
+    AccumulationCounter,
+    /// A hyperparameter carried as state.
+    Hyperparameter,
+    /// A random key.
+    RngKey,
+    /// A loss scale.
+    LossScale,
+    /// A counter or flag that follows whether gradients were finite.
+    FiniteCheck,
+    /// Something the training only records.
+    Metric,
+    /// Returned as it came.
+    Constant,
+    /// Not recognised.
+    Unknown,
+}
+
+/// What a gate does with a state when it rejects a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StateClass {
+    /// Keeps its bits.
+    Held,
+    /// Goes on regardless.
+    Advancing,
+    /// Both would be right for a part of its users; the policy decides, `held` by default.
+    Both,
+    /// Cannot be told; a policy that gates is refused until the user assigns it.
+    Unclassified,
+}
+
+/// What paired an output with an input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Pairing {
+    /// The output is computed from the input along the cheapest path, without an alternative.
+    Carry,
+    /// There was an equally cheap alternative; the alias table chose.
+    AliasTie,
+    /// There was an equally cheap alternative and no alias entry; the order of inputs chose.
+    OrderTie,
+    /// The alias table alone says so.
+    AliasOnly,
+    /// Leaf of a loop's state.
+    LoopCarried,
+}
+
+impl TrainStep {
+    /// Trainable tensors that have a gradient: those that are measured and controlled, in order.
+    pub fn controlled(&self) -> impl Iterator<Item = (&Parameter, &Gradient)> + '_ {
+        self.parameters.iter().filter_map(|p| Some((p, p.found_gradient()?)))
+    }
+
+    /// The state that input `input` is, where it is one.
+    #[must_use]
+    pub fn state(&self, input: usize) -> Option<&State> {
+        self.states.iter().find(|s| s.input == input)
+    }
+}
+
+impl Value {
+    /// The value of an array instruction.
+    #[must_use]
+    pub fn array(instruction: InstructionId) -> Self {
+        Self { instruction, leaf: 0 }
+    }
+
+    /// The instruction, where the module has it.
+    #[must_use]
+    pub fn resolve(self, module: &Module, computation: ComputationId) -> Option<&Instruction> {
+        module.computation(computation)?.get(self.instruction)
+    }
+
+    /// Shape of the array.
+    #[must_use]
+    pub fn shape(self, module: &Module, computation: ComputationId) -> Option<Shape> {
+        self.resolve(module, computation)?.shape.leaves().nth(self.leaf)
+    }
+
+    /// The instruction's name, with the leaf where it is a tuple (`%while.3{5}`).
+    #[must_use]
+    pub fn display(self, module: &Module, computation: ComputationId) -> String {
+        match self.resolve(module, computation) {
+            Some(i) if i.shape.is_tuple() => format!("{i}{{{}}}", self.leaf),
+            Some(i) => i.to_string(),
+            None => format!("%?{}", self.instruction.index()),
+        }
+    }
+}
+
+impl fmt::Display for StateClass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Held => "held",
+            Self::Advancing => "advancing",
+            Self::Both => "both",
+            Self::Unclassified => "unclassified",
+        })
+    }
+}
+
+impl fmt::Display for Confidence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Weak => "weak",
+            Self::Strong => "strong",
+        })
+    }
+}
