@@ -1,0 +1,259 @@
+//! Compiled programs.
+
+use std::fmt;
+
+use crate::buffer::Buffer;
+use crate::element_type::ElementType;
+use crate::error::{Error, Result};
+use crate::event::Event;
+use crate::sys::Loaded;
+use crate::value::NamedValue;
+
+/// A program compiled and loaded on its devices.
+///
+/// # Donation
+///
+/// Where the program says that an output takes over an input's memory, executing it *donates* that input: the buffer is
+/// [deleted](Buffer::is_deleted) as soon as the call returns, and using it again is an error. List an input in
+/// [`ExecuteOptions::non_donatable_inputs`] to keep it, at the price of a copy.
+pub struct Executable {
+    raw: Loaded,
+    name: String,
+    parameters: Option<Vec<ArraySpec>>,
+}
+
+/// Type and dimensions of an array. It prints as `f32[8,16]`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ArraySpec {
+    /// The type of one element.
+    pub element_type: ElementType,
+    /// The dimensions, outermost first.
+    pub dims: Vec<i64>,
+}
+
+impl fmt::Display for ArraySpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_array(f, self.element_type, &self.dims)
+    }
+}
+
+/// How one execution deviates from the plain one.
+#[derive(Debug, Clone, Default)]
+pub struct ExecuteOptions {
+    /// Positions of arguments that must not be donated, although the program would allow it.
+    pub non_donatable_inputs: Vec<usize>,
+    /// If not zero, the same number on every host of a multi-host launch, so that the runtime can notice when they disagree about the order.
+    pub launch_id: i32,
+}
+
+/// What an execution gives back, one entry per device. The work may still be under way.
+#[derive(Debug)]
+pub struct Execution {
+    /// For each device, the outputs in the program's order.
+    pub outputs: Vec<Vec<Buffer>>,
+    /// For each device, the end of the execution on it.
+    pub events: Vec<Event>,
+}
+
+/// What the compiled program needs, per device, in bytes. A figure that the plugin does not give is zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct CompiledMemoryStats {
+    /// Machine code.
+    pub generated_code: i64,
+    /// Arguments.
+    pub arguments: i64,
+    /// Outputs, those that take over an argument included.
+    pub outputs: i64,
+    /// Arguments whose memory becomes that of an output.
+    pub aliased: i64,
+    /// Scratch memory.
+    pub temporary: i64,
+    /// The largest amount in use at one time.
+    pub peak: i64,
+    /// Arguments, outputs and scratch memory that lie on the host.
+    pub host: i64,
+}
+
+/// A program after the plugin's optimisations.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OptimizedProgram {
+    /// The plugin's name for the format, as in `hlo_with_config` (an `HloModuleProtoWithConfig`, whose field 1 is the module).
+    pub format: String,
+    /// The program.
+    pub code: Vec<u8>,
+}
+
+impl Executable {
+    pub(crate) fn new(raw: Loaded) -> Result<Self> {
+        let name = raw.name()?;
+        Ok(Self { raw, name, parameters: None })
+    }
+
+    /// Declares what the program takes, per device, so that every execution checks count, types and dimensions of its arguments.
+    ///
+    /// The C API does not tell the parameters of a program, and a plugin compares sizes in bytes only: without this, an `s32[4]` passes for an
+    /// `f32[4]`.
+    #[must_use]
+    pub fn with_parameters(mut self, parameters: Vec<ArraySpec>) -> Self {
+        self.parameters = Some(parameters);
+        self
+    }
+
+    /// The name of the program.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Outputs per device.
+    #[must_use]
+    pub fn num_outputs(&self) -> usize {
+        self.raw.num_outputs()
+    }
+
+    /// Devices of this process that an execution runs on: as many argument lists must be given.
+    #[must_use]
+    pub fn num_devices(&self) -> usize {
+        self.raw.devices().len()
+    }
+
+    /// Launches an execution: one list of arguments per device, all of the same length. Returns before the work is done.
+    ///
+    /// # Errors
+    ///
+    /// Refused here, before the plugin is called: a wrong number of lists, lists of different lengths, a buffer of another client,
+    /// a `non_donatable_inputs` beyond the arguments, and, after [`Executable::with_parameters`], arguments that do not fit. Else the plugin's, such as a
+    /// deleted buffer or one on another device. What goes wrong during the work is reported by the events and the outputs.
+    pub fn execute<'a, L>(&self, arguments: &[L], options: &ExecuteOptions) -> Result<Execution>
+    where
+        L: AsRef<[&'a Buffer]>,
+    {
+        for (device, list) in arguments.iter().enumerate() {
+            self.check(device, list.as_ref(), options)?;
+        }
+        let non_donatable = options
+            .non_donatable_inputs
+            .iter()
+            .map(|&index| i64::try_from(index).map_err(|_| Error::Argument(format!("{index} is no argument position"))))
+            .collect::<Result<Vec<_>>>()?;
+        let lists: Vec<Vec<_>> =
+            arguments.iter().map(|list| list.as_ref().iter().map(|buffer| buffer.raw()).collect()).collect();
+        let launched = self.raw.execute(&lists, &non_donatable, options.launch_id)?;
+        Ok(Execution {
+            outputs: launched.outputs.into_iter().map(|list| list.into_iter().map(Buffer::new).collect()).collect(),
+            events: launched.events.into_iter().map(Event::new).collect(),
+        })
+    }
+
+    /// Launches an execution on the one device of this program and returns its outputs. Returns before the work is done.
+    ///
+    /// # Errors
+    ///
+    /// As [`Executable::execute`].
+    pub fn execute_single(&self, arguments: &[&Buffer]) -> Result<Vec<Buffer>> {
+        let mut execution = self.execute(&[arguments], &ExecuteOptions::default())?;
+        // `execute` has made sure that there is one list per device.
+        Ok(execution.outputs.pop().unwrap_or_default())
+    }
+
+    fn check(&self, device: usize, list: &[&Buffer], options: &ExecuteOptions) -> Result<()> {
+        let refuse =
+            |what: String| Err(Error::Argument(format!("cannot execute `{}` on device {device}: {what}", self.name)));
+        if let Some(index) = options.non_donatable_inputs.iter().find(|&&index| index >= list.len()) {
+            return refuse(format!("non-donatable input {index} is beyond its {} argument(s)", list.len()));
+        }
+        let Some(parameters) = &self.parameters else { return Ok(()) };
+        if parameters.len() != list.len() {
+            return refuse(format!("it takes {} argument(s), but {} were given", parameters.len(), list.len()));
+        }
+        for (index, (parameter, buffer)) in parameters.iter().zip(list).enumerate() {
+            let (element_type, dims) = (buffer.element_type()?, buffer.dims()?);
+            if element_type != parameter.element_type || dims != parameter.dims {
+                let given = ArraySpec { element_type, dims: dims.to_vec() };
+                return refuse(format!("argument {index} must be {parameter}, but {given} was given"));
+            }
+        }
+        Ok(())
+    }
+
+    /// A string that is equal for equal compiled programs.
+    ///
+    /// # Errors
+    ///
+    /// The plugin's; not every plugin has fingerprints.
+    pub fn fingerprint(&self) -> Result<String> {
+        self.raw.fingerprint()
+    }
+
+    /// What the program needs in memory.
+    ///
+    /// # Errors
+    ///
+    /// The plugin's.
+    pub fn memory_stats(&self) -> Result<CompiledMemoryStats> {
+        let raw = self.raw.memory_stats()?;
+        let host = [
+            raw.host_generated_code_size_in_bytes,
+            raw.host_argument_size_in_bytes,
+            raw.host_output_size_in_bytes,
+            raw.host_temp_size_in_bytes,
+        ];
+        Ok(CompiledMemoryStats {
+            generated_code: raw.generated_code_size_in_bytes,
+            arguments: raw.argument_size_in_bytes,
+            outputs: raw.output_size_in_bytes,
+            aliased: raw.alias_size_in_bytes,
+            temporary: raw.temp_size_in_bytes,
+            peak: raw.peak_memory_in_bytes,
+            host: host.into_iter().fold(0, i64::saturating_add),
+        })
+    }
+
+    /// The plugin's estimate of the work, such as `flops` and `bytes accessed`.
+    ///
+    /// # Errors
+    ///
+    /// The plugin's; not every plugin has cost analysis.
+    pub fn cost_analysis(&self) -> Result<Vec<(String, NamedValue)>> {
+        self.raw.cost_analysis()
+    }
+
+    /// The program after the plugin's optimisations.
+    ///
+    /// # Errors
+    ///
+    /// The plugin's.
+    pub fn optimized_program(&self) -> Result<OptimizedProgram> {
+        let (format, code) = self.raw.optimized_program()?;
+        Ok(OptimizedProgram { format, code })
+    }
+
+    /// The compiled program as bytes, for [`Client::deserialize_executable`](crate::Client::deserialize_executable).
+    ///
+    /// # Errors
+    ///
+    /// The plugin's.
+    pub fn serialize(&self) -> Result<Vec<u8>> {
+        self.raw.serialize()
+    }
+}
+
+impl fmt::Debug for Executable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Executable")
+            .field("name", &self.name)
+            .field("num_devices", &self.num_devices())
+            .field("num_outputs", &self.num_outputs())
+            .finish_non_exhaustive()
+    }
+}
+
+fn write_array(f: &mut fmt::Formatter<'_>, element_type: ElementType, dims: &[i64]) -> fmt::Result {
+    write!(f, "{element_type}[")?;
+    for (position, dim) in dims.iter().enumerate() {
+        let comma = if position == 0 { "" } else { "," };
+        write!(f, "{comma}{dim}")?;
+    }
+    f.write_str("]")
+}
