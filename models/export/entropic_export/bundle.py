@@ -18,10 +18,12 @@ import jax
 import numpy as np
 
 from . import wire
-from .manifest import Eval, Init, Input, Manifest, Output, TokenWindows
+from .manifest import Eval, Init, Input, Manifest, Output, Role, TokenWindows
 from .signature import Leaf, argument_names, leaves_of, loss_of, role_of, successors
 
 MODULE_FILE, INIT_FILE, EVAL_FILE, MANIFEST_FILE = "module.hlo.pb", "init.hlo.pb", "eval.hlo.pb", "manifest.json"
+
+_SEED = jax.ShapeDtypeStruct((), np.uint32)
 
 # numpy names to XLA's PrimitiveType, where the check of a module's shapes knows the type.
 _ELEMENT_TYPES = {
@@ -92,85 +94,35 @@ def export_bundle(
       ValueError: the state, the loss or the data cannot be told; the message says which argument decides it.
     """
     folder = pathlib.Path(path)
-    seed = jax.ShapeDtypeStruct((), np.uint32)
-    made = jax.eval_shape(init, seed) if callable(init) else _specs(init)
-    states: list[Any] = list(made) if type(made) is tuple else [made]
-    batches: list[Any] = [_specs(b) for b in batch] if type(batch) is tuple else [_specs(batch)]
-
-    count = len(states) + len(batches)
-    state_at = _positions(state_argnums, len(states), count, "state_argnums")
-    arguments: list[Any] = [None] * count
-    for at, state in zip(state_at, states, strict=True):
-        arguments[at] = state
-    batch_at = [at for at in range(count) if at not in state_at]
-    for at, value in zip(batch_at, batches, strict=True):
-        arguments[at] = value
-
-    names = argument_names(step, count)
-    flat: list[tuple[Leaf, int]] = [(leaf, at) for at in range(count) for leaf in leaves_of(names[at], arguments[at])]
-
-    lowered = _jitted(step, state_at, donate).trace(*arguments).lower(lowering_platforms=(platform,))
+    call = _Call.of(step, jax.eval_shape(init, _SEED) if callable(init) else _specs(init), batch, state_argnums)
+    lowered = _jitted(step, call.state_at, donate).trace(*call.arguments).lower(lowering_platforms=(platform,))
     module = _module(lowered, keep_source_locations)
-    kept = _kept(lowered, len(flat))
-    out_info = lowered.out_info
-    outputs_are_tuple = type(out_info) is tuple
-    tops: list[Any] = list(out_info) if outputs_are_tuple else [out_info]
-    prefixes = [f"result[{n}]" for n in range(len(tops))] if outputs_are_tuple else ["result"]
-
-    index_of = {flat_index: index for index, flat_index in enumerate(kept)}
-    starts = _starts(arguments)
-    inputs = []
-    for flat_index in kept:
-        leaf, at = flat[flat_index]
-        if at in state_at:
-            role = role_of(leaf, names[at], state_at.index(at), len(states), roles or {})
-        else:
-            role = "batch"
-        inputs.append(Input(leaf.name, leaf.dtype, leaf.shape, role))
-
-    chosen = _positions(state_outputs, len(states), len(tops), "state_outputs") if state_outputs is not None else None
-    succeeded_by = successors(states, tops, chosen)
-    state_of_top = {top: number for number, top in enumerate(succeeded_by)}
-    outputs: list[Output] = []
-    others: list[tuple[int, Leaf]] = []
-    for top, (prefix, tree) in enumerate(zip(prefixes, tops, strict=True)):
-        for offset, leaf in enumerate(leaves_of(prefix, tree)):
-            if top in state_of_top:
-                number = state_of_top[top]
-                flat_index = starts[state_at[number]] + offset
-                source, at = flat[flat_index]
-                role = role_of(source, names[at], number, len(states), roles or {})
-                outputs.append(Output(leaf.name, leaf.dtype, leaf.shape, role, index_of.get(flat_index)))
-            else:
-                others.append((len(outputs), leaf))
-                outputs.append(Output(leaf.name, leaf.dtype, leaf.shape, "aux", None))
-    loss_at = loss_of(others, loss)
-    if loss_at is not None:
-        outputs[loss_at] = dataclasses.replace(outputs[loss_at], role="loss")
+    index_of = {leaf: index for index, leaf in enumerate(_kept(lowered, len(call.leaves)))}
+    leaf_roles = call.roles(roles or {})
+    inputs = [Input(call.leaves[n].name, call.leaves[n].dtype, call.leaves[n].shape, leaf_roles[n]) for n in index_of]
+    outputs = _outputs(call, lowered.out_info, index_of, leaf_roles, state_outputs, loss)
     _check_shapes(module, inputs, outputs)
-
     files: dict[str, bytes] = {MODULE_FILE: module}
+
     init_entry = None
     if callable(init):
-        init_indices = [starts[at] + n for at in state_at for n in range(len(jax.tree.leaves(arguments[at])))]
-        kept_state = [(n, i) for n, i in enumerate(init_indices) if i in index_of]
         # The module lists its inputs in argument order, which need not be the order in which init returns states.
-        kept_state.sort(key=lambda pair: pair[1])
-        files[INIT_FILE] = _init_module(init, seed, [n for n, _ in kept_state], platform, keep_source_locations)
-        init_entry = Init(INIT_FILE, "uint32", tuple(index_of[i] for _, i in kept_state))
+        made = sorted((n, at) for at, n in enumerate(call.state_leaves()) if n in index_of)
+        files[INIT_FILE] = _init_module(init, [at for _, at in made], platform, keep_source_locations)
+        init_entry = Init(INIT_FILE, "uint32", tuple(index_of[n] for n, _ in made))
 
     eval_entry = None
     if eval_step is not None:
-        evaluated = jax.jit(eval_step).trace(*arguments).lower(lowering_platforms=(platform,))
+        evaluated = jax.jit(eval_step).trace(*call.arguments).lower(lowering_platforms=(platform,))
         result = jax.tree.leaves(evaluated.out_info)
-        if len(result) != 1 or result[0].shape != () or not np.issubdtype(result[0].dtype, np.floating):
+        if len(result) != 1 or result[0].shape != () or not jax.dtypes.issubdtype(result[0].dtype, np.floating):
             raise ValueError("eval_step must return one floating scalar, the held-out loss")
-        used = _kept(evaluated, len(flat))
-        lost = [flat[i][0].name for i in used if i not in index_of]
+        used = _kept(evaluated, len(call.leaves))
+        lost = [call.leaves[n].name for n in used if n not in index_of]
         if lost:
             raise ValueError(f"eval_step reads {', '.join(lost)}, which the step itself does not use")
         files[EVAL_FILE] = _module(evaluated, keep_source_locations)
-        eval_entry = Eval(EVAL_FILE, tuple(index_of[i] for i in used))
+        eval_entry = Eval(EVAL_FILE, tuple(index_of[n] for n in used))
 
     manifest = Manifest(
         name=name or folder.resolve().name,
@@ -186,6 +138,85 @@ def export_bundle(
     files[MANIFEST_FILE] = manifest.to_json().encode()
     _write(folder, files)
     return manifest
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """How a step is called: its arguments as specs, and their leaves in flattening order.
+
+    Attributes:
+      names: the name of each positional argument.
+      arguments: the pytree of specs of each.
+      state_at: the position of each state argument, in the order in which `init` returns them.
+      leaves: all leaves of all arguments.
+      owner: the argument that each leaf belongs to.
+      starts: the first leaf of each argument.
+    """
+
+    names: list[str]
+    arguments: list[Any]
+    state_at: list[int]
+    leaves: list[Leaf]
+    owner: list[int]
+    starts: list[int]
+
+    @classmethod
+    def of(cls, step: Callable[..., Any], state: Any, batch: Any, state_argnums: int | Sequence[int] | None) -> "_Call":
+        states = list(state) if type(state) is tuple else [state]
+        batches = [_specs(b) for b in batch] if type(batch) is tuple else [_specs(batch)]
+        count = len(states) + len(batches)
+        state_at = _positions(state_argnums, len(states), count, "state_argnums")
+        at_position = dict(zip(state_at, states, strict=True))
+        rest = iter(batches)
+        arguments = [at_position[n] if n in at_position else next(rest) for n in range(count)]
+        names = argument_names(step, count)
+        owned = [(leaf, n) for n in range(count) for leaf in leaves_of(names[n], arguments[n])]
+        sizes = [len(jax.tree.leaves(argument)) for argument in arguments]
+        starts = [sum(sizes[:n]) for n in range(count)]
+        return cls(names, arguments, state_at, [leaf for leaf, _ in owned], [n for _, n in owned], starts)
+
+    def state_leaves(self) -> list[int]:
+        """The leaves of the state in the order in which `init` returns them."""
+        return [self.starts[at] + n for at in self.state_at for n in range(len(jax.tree.leaves(self.arguments[at])))]
+
+    def roles(self, given: Mapping[str, str]) -> list[Role]:
+        """The role of each leaf."""
+        number = {at: n for n, at in enumerate(self.state_at)}
+        return [
+            role_of(leaf, self.names[at], number[at], len(number), given) if at in number else "batch"
+            for leaf, at in zip(self.leaves, self.owner, strict=True)
+        ]
+
+
+def _outputs(
+    call: _Call,
+    out_info: Any,
+    index_of: Mapping[int, int],
+    leaf_roles: Sequence[Role],
+    state_outputs: int | Sequence[int] | None,
+    loss: str | None,
+) -> list[Output]:
+    """The flattened outputs of the step; `index_of` maps a leaf of the call to its input of the module."""
+    is_tuple = type(out_info) is tuple
+    tops: list[Any] = list(out_info) if is_tuple else [out_info]
+    count = len(call.state_at)
+    chosen = None if state_outputs is None else _positions(state_outputs, count, len(tops), "state_outputs")
+    states = [call.arguments[at] for at in call.state_at]
+    first_leaf = {top: call.starts[at] for top, at in zip(successors(states, tops, chosen), call.state_at, strict=True)}
+    outputs: list[Output] = []
+    others: list[tuple[int, Leaf]] = []
+    for top, tree in enumerate(tops):
+        for offset, leaf in enumerate(leaves_of(f"result[{top}]" if is_tuple else "result", tree)):
+            if top in first_leaf:
+                old = first_leaf[top] + offset
+                outputs.append(Output(leaf.name, leaf.dtype, leaf.shape, leaf_roles[old], index_of.get(old)))
+            else:
+                others.append((len(outputs), leaf))
+                outputs.append(Output(leaf.name, leaf.dtype, leaf.shape, "aux", None))
+    loss_at = loss_of(others, loss)
+    if loss_at is not None:
+        outputs[loss_at] = dataclasses.replace(outputs[loss_at], role="loss")
+    return outputs
 
 
 def _specs(tree: Any) -> Any:
@@ -206,15 +237,6 @@ def _positions(given: int | Sequence[int] | None, wanted: int, limit: int, what:
     if len(positions) != wanted or len(set(positions)) != wanted or not all(0 <= p < limit for p in positions):
         raise ValueError(f"{what}: {positions} must name {wanted} different positions below {limit}, one per state")
     return positions
-
-
-def _starts(arguments: Sequence[Any]) -> list[int]:
-    """The flat index of the first leaf of each argument."""
-    starts, at = [], 0
-    for argument in arguments:
-        starts.append(at)
-        at += len(jax.tree.leaves(argument))
-    return starts
 
 
 def _jitted(step: Callable[..., Any], state_at: Sequence[int], donate: bool | None) -> Any:
@@ -239,7 +261,6 @@ def _module(lowered: Any, keep_source_locations: bool) -> bytes:
 
 def _init_module(
     init: Callable[[Any], Any],
-    seed: jax.ShapeDtypeStruct,
     wanted: Sequence[int],
     platform: str,
     keep_source_locations: bool,
@@ -252,14 +273,18 @@ def _init_module(
         ]
 
     # The seed stays a parameter even where init ignores it, so that every init module is called alike.
-    lowered = jax.jit(initial_state, keep_unused=True).trace(seed).lower(lowering_platforms=(platform,))
+    lowered = jax.jit(initial_state, keep_unused=True).trace(_SEED).lower(lowering_platforms=(platform,))
     return _module(lowered, keep_source_locations)
 
 
 def _check_shapes(module: bytes, inputs: Sequence[Input], outputs: Sequence[Output]) -> None:
     """Holds the manifest against the module itself: JAX's bookkeeping of dropped inputs is not a public interface."""
     parameters, results = wire.entry_shapes(module)
-    for what, entries, shapes in (("input", inputs, parameters), ("output", outputs, results)):
+    sides: tuple[tuple[str, Sequence[Input | Output], list[tuple[int, tuple[int, ...]]]], ...] = (
+        ("input", inputs, parameters),
+        ("output", outputs, results),
+    )
+    for what, entries, shapes in sides:
         if len(entries) != len(shapes):
             raise ValueError(f"the module has {len(shapes)} {what}s, the step {len(entries)}")
         for index, (entry, (element_type, dimensions)) in enumerate(zip(entries, shapes, strict=True)):
@@ -279,7 +304,9 @@ def _data(kind: str | None, vocab: int | None, inputs: Sequence[Input]) -> Token
     at = [n for n, entry in enumerate(inputs) if entry.role == "batch"]
     if len(at) != 1 or len(inputs[at[0]].shape) != 2 or not np.issubdtype(np.dtype(inputs[at[0]].dtype), np.integer):
         found = ", ".join(f"{inputs[n].name}: {inputs[n].dtype}{list(inputs[n].shape)}" for n in at)
-        raise ValueError(f"data={kind!r} needs one integer batch input [batch, window]; the module has {found or 'none'}")
+        raise ValueError(
+            f"data={kind!r} needs one integer batch input [batch, window]; the module has {found or 'none'}"
+        )
     if kind == "bytes" and vocab not in (None, 256):
         raise ValueError(f"data='bytes' has 256 token ids, not {vocab}")
     if kind == "tokens" and vocab is None:

@@ -6,6 +6,7 @@ array contents.
 """
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -62,9 +63,11 @@ def argument_names(step: Callable[..., Any], count: int) -> list[str]:
 def role_of(leaf: Leaf, argument: str, position: int, state_count: int, roles: Mapping[str, str]) -> Role:
     """The role of a state leaf.
 
-    `roles` maps a path prefix to a role, and the longest one that matches wins. Without one: a typed key is `rng`;
-    then the first known name among the argument and the path's components decides; of several state arguments with
-    unknown names the first is `param` and the second `opt`; what is left is `state`.
+    `roles` maps a path prefix to a role, and the longest one that matches wins. Without one: a typed key is `rng`; then
+    the outermost known name among the argument and the components of the path decides (`opt_state.params` is not a
+    parameter), where a known key is also an unsigned integer, and the name of a sole state argument only ever says
+    `param` (in `step(s, batch)`, `s` holds everything). Of several state arguments with unknown names the first is
+    `param` and the second `opt`; what is left is `state`.
     """
     matching = [prefix for prefix in roles if leaf.name.startswith(prefix)]
     if matching:
@@ -74,18 +77,17 @@ def role_of(leaf: Leaf, argument: str, position: int, state_count: int, roles: M
         return role  # type: ignore[return-value]
     if leaf.is_key:
         return "rng"
-    rest = leaf.name[len(argument) :]
-    components = [argument, *rest.replace("['", ".").replace("']", ".").replace("[", ".").replace("]", ".").split(".")]
-    known: tuple[tuple[frozenset[str], Role], ...] = (
-        (_PARAM_NAMES, "param"),
-        (_OPT_NAMES, "opt"),
-        (_RNG_NAMES, "rng"),
-    )
-    # `state.params[...]` is a parameter although `opt_state.params` of some wrapper is not: the outermost name decides.
-    for component in components:
-        for names, role in known:
-            if component.lower() in names:
-                return role
+    components = [argument, *re.findall(r"\w+", leaf.name[len(argument) :])]
+    for depth, component in enumerate(components):
+        name = component.lower()
+        if name in _PARAM_NAMES:
+            return "param"
+        if depth == 0 and state_count == 1:
+            continue
+        if name in _OPT_NAMES:
+            return "opt"
+        if name in _RNG_NAMES and leaf.dtype.startswith("uint"):
+            return "rng"
     if state_count > 1 and position < 2:
         return ("param", "opt")[position]
     return "state"
@@ -117,8 +119,8 @@ def successors(states: Sequence[Any], outputs: Sequence[Any], chosen: Sequence[i
             if not candidates and number < len(outputs):
                 near = f"; {_difference(number, state, number, outputs[number])}"
             raise ValueError(
-                f"state argument {number}: {why}{near}. The new state must have the tree, shapes and dtypes of the old; "
-                "name the positions with state_outputs=(...)"
+                f"state argument {number}: {why}{near}. The new state must have the tree, shapes and dtypes of "
+                "the old; name the positions with state_outputs=(...)"
             )
         found += candidates
     if len(set(found)) != len(found):
@@ -155,16 +157,18 @@ def loss_of(candidates: Sequence[tuple[int, Leaf]], wanted: str | None) -> int |
 
 
 def _agree(state: Any, output: Any) -> bool:
-    state_leaves, state_tree = jax.tree.flatten(state)
-    output_leaves, output_tree = jax.tree.flatten(output)
-    return state_tree == output_tree and all(
-        physical(s) == physical(o) for s, o in zip(state_leaves, output_leaves, strict=True)
+    return _tree(state) == _tree(output) and all(
+        physical(s) == physical(o) for s, o in zip(jax.tree.leaves(state), jax.tree.leaves(output), strict=True)
     )
+
+
+def _tree(tree: Any) -> Any:
+    return jax.tree.structure(tree)
 
 
 def _difference(number: int, state: Any, at: int, output: Any) -> str:
     """Says where a state and an output part, in one sentence."""
-    if jax.tree.structure(state) != jax.tree.structure(output):
+    if _tree(state) != _tree(output):
         return f"output {at} has another tree structure than state argument {number}"
     for old, new in zip(leaves_of("", state), leaves_of("", output), strict=True):
         if old[1:] != new[1:]:

@@ -50,6 +50,4 @@ def evaluate(params: dict[str, jax.Array], opt_state: optax.OptState, tokens: ja
 def export(path: pathlib.Path) -> Manifest:
     """Writes the bundle."""
     tokens = jax.ShapeDtypeStruct((BATCH, CONTEXT + 1), jnp.int32)
-    return export_bundle(
-        step, init, tokens, path, name="mlp", eval_step=evaluate, data="bytes", versions_of=("optax",)
-    )
+    return export_bundle(step, init, tokens, path, name="mlp", eval_step=evaluate, data="bytes", versions_of=("optax",))
