@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 
 use crate::error::LoadFailure;
 
+/// Enough for the ELF header and the program headers behind it.
+const HEAD_BYTES: usize = 4096;
+
 /// The file that `path` leads to, if the linker may be able to load it.
 ///
 /// The result is absolute, for a bare name would send the linker along its search path.
@@ -18,16 +21,18 @@ pub(crate) fn check(path: &Path) -> Result<PathBuf, LoadFailure> {
     if file.is_dir() {
         return Err(LoadFailure::NotALibrary { what: "a folder", hint: "name the library file inside it" });
     }
-    let mut head = Vec::with_capacity(64);
-    File::open(&file).and_then(|file| file.take(64).read_to_end(&mut head)).map_err(unreadable)?;
+    let mut head = Vec::with_capacity(HEAD_BYTES);
+    let opened = File::open(&file).map_err(unreadable)?;
+    let length = opened.metadata().map_err(unreadable)?.len();
+    opened.take(HEAD_BYTES as u64).read_to_end(&mut head).map_err(unreadable)?;
     if cfg!(target_os = "linux") {
-        check_elf(&head, std::env::consts::ARCH)?;
+        check_elf(&head, length, std::env::consts::ARCH)?;
     }
     Ok(file)
 }
 
-/// Judges the first bytes of a file on a machine whose processor Rust calls `arch`.
-fn check_elf(head: &[u8], arch: &str) -> Result<(), LoadFailure> {
+/// Judges the first bytes of a file of `length` bytes, on a machine whose processor Rust calls `arch`.
+fn check_elf(head: &[u8], length: u64, arch: &str) -> Result<(), LoadFailure> {
     let not_a_library = |what, hint| Err(LoadFailure::NotALibrary { what, hint });
     let [0x7f, b'E', b'L', b'F', class, order, ..] = *head else {
         return match *head {
@@ -58,12 +63,38 @@ fn check_elf(head: &[u8], arch: &str) -> Result<(), LoadFailure> {
     }
     match kind {
         // ET_DYN: shared libraries, and programs that may be loaded anywhere, which the linker tells apart.
+        // The linker maps a library that lacks its end without complaint, and the first access to what is missing kills the process.
+        3 if class == 2 && !is_whole(head, length, order == 2) => {
+            not_a_library("a truncated ELF file", "fetch the plugin again")
+        }
         3 => Ok(()),
         1 => not_a_library("an object file", "name the plugin's shared library"),
         2 => not_a_library("a program", "name the plugin's shared library"),
         4 => not_a_library("a core dump", "name the plugin's shared library"),
         _ => not_a_library("an ELF file of an unknown kind", "name the plugin's shared library"),
     }
+}
+
+/// Whether a 64-bit ELF file of `length` bytes is as long as its headers say.
+fn is_whole(head: &[u8], length: u64, big_endian: bool) -> bool {
+    let number = |offset: u64, size: usize| -> Option<u64> {
+        let start = usize::try_from(offset).ok()?;
+        let bytes = head.get(start..start.checked_add(size)?)?;
+        let digit = |number: u64, byte: &u8| number << 8 | u64::from(*byte);
+        Some(if big_endian { bytes.iter().fold(0, digit) } else { bytes.iter().rev().fold(0, digit) })
+    };
+    let whole = || -> Option<bool> {
+        let (segments, segment_size, segment_count) = (number(0x20, 8)?, number(0x36, 2)?, number(0x38, 2)?);
+        let (sections, section_size, section_count) = (number(0x28, 8)?, number(0x3a, 2)?, number(0x3c, 2)?);
+        let mut end = sections.checked_add(section_size * section_count)?;
+        for index in 0..segment_count {
+            let segment = segments.checked_add(index * segment_size)?;
+            let (offset, size) = (number(segment.checked_add(8)?, 8)?, number(segment.checked_add(0x20)?, 8)?);
+            end = end.max(offset.checked_add(size)?);
+        }
+        Some(end <= length)
+    };
+    whole().unwrap_or(false)
 }
 
 /// `e_machine`, class (1 for 32 bits, 2 for 64) and byte order (1 for little-endian, 2 for big-endian) of a processor.
@@ -100,11 +131,30 @@ fn machine_name(machine: u16, class: u8, order: u8) -> String {
 mod tests {
     use super::*;
 
+    /// A header with one segment that ends, like the file, at byte 200.
     fn elf(machine: u16, class: u8, order: u8, kind: u16) -> Vec<u8> {
-        let mut head = vec![0x7f, b'E', b'L', b'F', class, order];
-        head.resize(16, 0);
-        for half in [kind, machine] {
-            head.extend(if order == 2 { half.to_be_bytes() } else { half.to_le_bytes() });
+        let mut head = vec![0; 120];
+        head[..6].copy_from_slice(&[0x7f, b'E', b'L', b'F', class, order]);
+        let mut put = |offset: usize, size: usize, value: u64| {
+            let field = &mut head[offset..offset + size];
+            field.copy_from_slice(&value.to_le_bytes()[..size]);
+            if order == 2 {
+                field.reverse();
+            }
+        };
+        for (offset, size, value) in [
+            (0x10, 2, kind.into()),
+            (0x12, 2, machine.into()),
+            (0x20, 8, 64), // one program header of 56 bytes at byte 64
+            (0x36, 2, 56),
+            (0x38, 2, 1),
+            (0x28, 8, 136), // one section header of 64 bytes at byte 136
+            (0x3a, 2, 64),
+            (0x3c, 2, 1),
+            (64 + 0x08, 8, 100), // a segment of 100 bytes at byte 100
+            (64 + 0x20, 8, 100),
+        ] {
+            put(offset, size, value);
         }
         head
     }
@@ -112,6 +162,11 @@ mod tests {
     #[test]
     fn judges_headers() {
         let truncated = elf(62, 2, 1, 3)[..10].to_vec();
+        let with = |offset: usize, value: u8| {
+            let mut head = elf(62, 2, 1, 3);
+            head[offset] = value;
+            head
+        };
         for (head, arch, expected) in [
             (elf(62, 2, 1, 3), "x86_64", None),
             (elf(183, 2, 1, 3), "aarch64", None),
@@ -126,6 +181,11 @@ mod tests {
             (elf(62, 2, 1, 4), "x86_64", Some("a core dump")),
             (elf(62, 2, 1, 77), "x86_64", Some("an unknown kind")),
             (truncated, "x86_64", Some("truncated ELF")),
+            // One byte more of a segment, of the section headers, and more program headers than were read.
+            (with(64 + 0x20, 101), "x86_64", Some("truncated ELF")),
+            (with(0x28, 137), "x86_64", Some("truncated ELF")),
+            (with(0x38, 200), "x86_64", Some("truncated ELF")),
+            (with(0x20 + 7, 0xff), "x86_64", Some("truncated ELF")),
             (vec![], "x86_64", Some("an empty file")),
             (b"PK\x03\x04rest".to_vec(), "x86_64", Some("unpack it")),
             (vec![0x1f, 0x8b, 8], "x86_64", Some("gzip")),
@@ -135,7 +195,7 @@ mod tests {
             // A processor that this table does not know is left to the linker.
             (elf(62, 2, 1, 3), "sparc64", None),
         ] {
-            let found = check_elf(&head, arch).err().map(|failure| failure.to_string());
+            let found = check_elf(&head, 200, arch).err().map(|failure| failure.to_string());
             match expected {
                 None => assert_eq!(found, None, "{arch}"),
                 Some(part) => {
