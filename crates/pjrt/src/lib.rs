@@ -49,6 +49,9 @@ mod plugin;
 mod sys;
 mod value;
 
+#[cfg(test)]
+mod fake_plugin_tests;
+
 pub use buffer::{Buffer, HostCopy};
 pub use client::{Client, Device, Program};
 pub use element_type::{Element, ElementType};

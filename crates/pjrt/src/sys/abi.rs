@@ -312,6 +312,11 @@ macro_rules! functions {
                 type Args = $args;
             }
         )*
+
+        /// Name and slot of every function that this crate calls.
+        #[cfg(test)]
+        pub(crate) const FUNCTIONS: &[(&str, usize)] =
+            &[$((concat!("PJRT_", stringify!($name)), $slot)),*];
     };
 }
 

@@ -18,6 +18,11 @@ mod library;
 mod object;
 mod value;
 
+#[cfg(test)]
+mod abi_tests;
+#[cfg(test)]
+pub(crate) mod fake;
+
 pub(crate) use api::Api;
 pub(crate) use buffer::{HostCopy, buffer_from_host};
 pub(crate) use client::{DeviceRef, addressable_devices, devices};
