@@ -74,6 +74,10 @@ pub enum ImportError {
 /// Instructions keep 32-bit ids; this also bounds what a hostile file can ask for.
 const MAX_ITEMS: usize = 1 << 28;
 
+/// Bytes of decoded messages that one byte of input may cost: an honest module needs about 40, a hostile
+/// one of empty messages 1000.
+const MEMORY_FACTOR: usize = 256;
+
 /// Nesting of messages (tuple shapes, tuple literals) beyond which a file is refused.
 const RECURSION_LIMIT: u32 = 100;
 
@@ -94,7 +98,10 @@ impl Module {
             let start = String::from_utf8_lossy(head.get(..head.len().min(24)).unwrap_or(head)).into_owned();
             return Err(ImportError::Text { start });
         }
-        let options = DecodeOptions::new().with_recursion_limit(RECURSION_LIMIT);
+        let options = DecodeOptions::new()
+            .with_recursion_limit(RECURSION_LIMIT)
+            .with_unknown_field_limit(bytes.len())
+            .with_element_memory_limit(bytes.len().saturating_mul(MEMORY_FACTOR));
         let proto = match options.decode_from_slice::<HloModuleProto>(bytes) {
             Ok(proto) if !proto.computations.is_empty() => proto,
             other => match options.decode_from_slice::<HloProto>(bytes).ok().and_then(|p| p.hlo_module.into_option()) {

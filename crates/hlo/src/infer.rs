@@ -6,10 +6,13 @@
 //! Opcodes that no pass emits and whose rules need more than shapes are
 //! answered with `None`: nobody here claims anything about them.
 
+use std::fmt;
+
 use thiserror::Error;
 
+use crate::ir::shape::{Brief, compatible};
 use crate::ir::{Opcode, Shape};
-use crate::proto::{HloInstructionProto, PrimitiveType};
+use crate::proto::{HloInstructionProto, PrimitiveType, ShapeProto};
 
 /// Why no shape fits.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -36,6 +39,9 @@ pub enum InferError {
     },
 }
 
+/// How many operands' shapes an error spells out, and how much of each.
+const SPELLED_OPERANDS: usize = 8;
+
 /// The shape of `opcode` applied to `operands`, or `None` where this crate has no rule.
 ///
 /// `stated` is the shape that the caller asks for; operations whose operands do not
@@ -50,37 +56,104 @@ pub fn infer(
     attributes: &HloInstructionProto,
     stated: &Shape,
 ) -> Result<Option<Shape>, InferError> {
+    let operands: Vec<&Shape> = operands.iter().collect();
+    Ok(inferred(opcode, &operands, attributes, stated)?.map(Inferred::into_shape))
+}
+
+/// An inferred shape, borrowed where it is made of operands' shapes.
+///
+/// The verifier compares thousands of them with what is stated; nothing is copied for that.
+pub(crate) enum Inferred<'a> {
+    /// That of an operand, of an element of one, or the stated one.
+    Same(&'a ShapeProto),
+    /// A tuple of those.
+    Tuple(Vec<&'a ShapeProto>),
+    /// Another one.
+    New(Shape),
+}
+
+impl Inferred<'_> {
+    fn into_shape(self) -> Shape {
+        match self {
+            Self::Same(shape) => Shape(shape.clone()),
+            Self::Tuple(elements) => Shape::tuple(elements.into_iter().cloned().map(Shape).collect()),
+            Self::New(shape) => shape,
+        }
+    }
+
+    /// Whether `stated` is this shape, layouts aside.
+    pub(crate) fn is_compatible(&self, stated: &Shape) -> bool {
+        match self {
+            Self::Same(shape) => compatible(shape, &stated.0),
+            Self::Tuple(elements) => {
+                let stated_elements = &stated.0.tuple_shapes;
+                stated.is_tuple()
+                    && elements.len() == stated_elements.len()
+                    && elements.iter().zip(stated_elements).all(|(x, y)| compatible(x, y))
+            }
+            Self::New(shape) => shape.is_compatible(stated),
+        }
+    }
+}
+
+impl fmt::Display for Inferred<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Same(shape) => write!(f, "{}", Brief(shape)),
+            Self::Tuple(elements) => {
+                f.write_str("(")?;
+                for (i, element) in elements.iter().take(SPELLED_OPERANDS).enumerate() {
+                    write!(f, "{}{}", if i > 0 { ", " } else { "" }, Brief(element))?;
+                }
+                let more = elements.len().saturating_sub(SPELLED_OPERANDS);
+                if more > 0 { write!(f, ", and {more} more)") } else { f.write_str(")") }
+            }
+            Self::New(shape) => write!(f, "{}", Brief(&shape.0)),
+        }
+    }
+}
+
+/// See [`infer`], which owns what this borrows.
+pub(crate) fn inferred<'a>(
+    opcode: Opcode,
+    operands: &[&'a Shape],
+    attributes: &HloInstructionProto,
+    stated: &'a Shape,
+) -> Result<Option<Inferred<'a>>, InferError> {
+    use Inferred::{New, Same};
     if !opcode.arity().accepts(operands.len()) {
         return Err(InferError::Arity { opcode, expected: opcode.arity().to_string(), found: operands.len() });
     }
-    let fail = |reason: String| InferError::Operands {
-        opcode,
-        operands: operands.iter().map(Shape::to_string).collect::<Vec<_>>().join(", "),
-        reason,
+    let fail = |reason: String| {
+        let mut spelled: Vec<_> = operands.iter().take(SPELLED_OPERANDS).map(|s| Brief(&s.0).to_string()).collect();
+        if operands.len() > SPELLED_OPERANDS {
+            spelled.push(format!("and {} more", operands.len() - SPELLED_OPERANDS));
+        }
+        InferError::Operands { opcode, operands: spelled.join(", "), reason }
     };
     let shape = match (opcode, operands) {
-        (Opcode::Tuple, _) => Shape::tuple(operands.to_vec()),
+        (Opcode::Tuple, _) => Inferred::Tuple(operands.iter().map(|s| &s.0).collect()),
         (Opcode::GetTupleElement, [tuple]) => {
             let index = usize::try_from(attributes.tuple_index).ok();
-            let element = index.and_then(|i| tuple.tuple_elements().nth(i));
-            element.ok_or_else(|| fail(format!("it has no element {}", attributes.tuple_index)))?
+            let element = index.and_then(|i| tuple.0.tuple_shapes.get(i));
+            Same(element.ok_or_else(|| fail(format!("it has no element {}", attributes.tuple_index)))?)
         }
-        (Opcode::OptimizationBarrier, [x]) => x.clone(),
+        (Opcode::OptimizationBarrier, [x]) => Same(&x.0),
         (Opcode::Convert | Opcode::Broadcast | Opcode::Reshape, [x]) if stated.is_array() && x.is_array() => {
             check_reshaping(opcode, x, attributes, stated).map_err(fail)?;
-            stated.clone()
+            Same(&stated.0)
         }
         (Opcode::Compare, [x, y]) => {
             if !x.same_array(y) {
                 return Err(fail("both sides must have one element type and the same dimensions".into()));
             }
-            x.with_element_type(PrimitiveType::PRED)
+            New(x.with_element_type(PrimitiveType::PRED))
         }
         (Opcode::IsFinite, [x]) => {
             if !x.element_type().is_floating() {
                 return Err(fail("the operand must be floating-point".into()));
             }
-            x.with_element_type(PrimitiveType::PRED)
+            New(x.with_element_type(PrimitiveType::PRED))
         }
         (Opcode::Select, [predicate, x, y]) => {
             let fits = predicate.element_type() == PrimitiveType::PRED
@@ -88,10 +161,10 @@ pub fn infer(
             if !fits {
                 return Err(fail("the predicate must be pred, scalar or of the arms' dimensions".into()));
             }
-            if !x.same_array(y) && x != y {
+            if !x.same_array(y) {
                 return Err(fail("both arms must have one element type and the same dimensions".into()));
             }
-            x.clone()
+            Same(&x.0)
         }
         (Opcode::Clamp, [low, x, high]) => {
             for bound in [low, high] {
@@ -100,32 +173,33 @@ pub fn infer(
                     return Err(fail("the bounds must be scalars or of the operand's shape".into()));
                 }
             }
-            x.clone()
+            Same(&x.0)
         }
         (Opcode::Real | Opcode::Imag | Opcode::Abs, [x])
             if matches!(x.element_type(), PrimitiveType::C64 | PrimitiveType::C128) =>
         {
             let real = if x.element_type() == PrimitiveType::C64 { PrimitiveType::F32 } else { PrimitiveType::F64 };
-            x.with_element_type(real)
+            New(x.with_element_type(real))
         }
-        (op, [x]) if op.is_elementwise_unary() => {
-            if !x.is_array() {
+        (op, [x]) if op.is_elementwise_unary() && op != Opcode::Convert => {
+            // `copy` moves tuples and tokens as well.
+            if !x.is_array() && op != Opcode::Copy {
                 return Err(fail("the operand must be an array".into()));
             }
-            x.clone()
+            Same(&x.0)
         }
         (op, [x, y]) if op.is_elementwise_binary() => {
             if !x.same_array(y) {
                 return Err(fail("both operands must have one element type and the same dimensions".into()));
             }
-            x.clone()
+            Same(&x.0)
         }
-        (Opcode::Slice, [x]) => slice(x, attributes).map_err(fail)?,
-        (Opcode::Concatenate, [first, rest @ ..]) => concatenate(first, rest, attributes).map_err(fail)?,
-        (Opcode::Reduce, _) => reduce(operands, attributes).map_err(fail)?,
-        (Opcode::Transpose, [x]) => transpose(x, attributes, stated).map_err(fail)?,
-        (Opcode::AllReduce, [x]) => x.clone(),
-        (Opcode::AllReduce, xs) => Shape::tuple(xs.to_vec()),
+        (Opcode::Slice, [x]) => New(slice(x, attributes).map_err(fail)?),
+        (Opcode::Concatenate, [first, rest @ ..]) => New(concatenate(first, rest, attributes).map_err(fail)?),
+        (Opcode::Reduce, _) => New(reduce(operands, attributes).map_err(fail)?),
+        (Opcode::Transpose, [x]) => New(transpose(x, attributes, stated).map_err(fail)?),
+        (Opcode::AllReduce, [x]) => Same(&x.0),
+        (Opcode::AllReduce, xs) => Inferred::Tuple(xs.iter().map(|s| &s.0).collect()),
         _ => return Ok(None),
     };
     Ok(Some(shape))
@@ -164,7 +238,7 @@ fn slice(x: &Shape, attributes: &HloInstructionProto) -> Result<Shape, String> {
     Ok(Shape::array(x.element_type(), &dims))
 }
 
-fn concatenate(first: &Shape, rest: &[Shape], attributes: &HloInstructionProto) -> Result<Shape, String> {
+fn concatenate(first: &Shape, rest: &[&Shape], attributes: &HloInstructionProto) -> Result<Shape, String> {
     let along = match attributes.dimensions.as_slice() {
         [d] => usize::try_from(*d).ok().filter(|&d| d < first.rank()),
         _ => None,
@@ -185,8 +259,8 @@ fn concatenate(first: &Shape, rest: &[Shape], attributes: &HloInstructionProto) 
     Ok(Shape::array(first.element_type(), &dims))
 }
 
-fn reduce(operands: &[Shape], attributes: &HloInstructionProto) -> Result<Shape, String> {
-    if operands.len() % 2 != 0 {
+fn reduce(operands: &[&Shape], attributes: &HloInstructionProto) -> Result<Shape, String> {
+    if !operands.len().is_multiple_of(2) {
         return Err("as many initial values as inputs are needed".into());
     }
     let (inputs, initial) = operands.split_at(operands.len() / 2);

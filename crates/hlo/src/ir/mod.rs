@@ -18,10 +18,11 @@
 //! [`Instruction::attributes`].
 
 mod instruction;
+mod literal;
 mod metadata;
 mod module;
 mod opcode;
-mod shape;
+pub(crate) mod shape;
 
 pub use instruction::{Computation, ComputationId, Instruction, InstructionId};
 pub use module::{Alias, AliasKind, Module};

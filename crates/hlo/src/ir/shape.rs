@@ -246,6 +246,12 @@ impl Shape {
             && self.dims() == other.dims()
     }
 
+    /// Whether both have the same element types, dimensions and tuple structure, whatever their layouts.
+    #[must_use]
+    pub fn is_compatible(&self, other: &Self) -> bool {
+        compatible(&self.0, &other.0)
+    }
+
     /// The same shape with another element type (dimensions and layout stay).
     #[must_use]
     pub fn with_element_type(&self, element_type: PrimitiveType) -> Self {
@@ -256,6 +262,14 @@ impl Shape {
         }
         shape
     }
+}
+
+/// See [`Shape::is_compatible`]; the cost is bounded by the smaller of both.
+pub(crate) fn compatible(x: &ShapeProto, y: &ShapeProto) -> bool {
+    x.element_type == y.element_type
+        && x.dimensions == y.dimensions
+        && x.tuple_shapes.len() == y.tuple_shapes.len()
+        && x.tuple_shapes.iter().zip(&y.tuple_shapes).all(|(x, y)| compatible(x, y))
 }
 
 /// Depth-first iterator over the leaves of a shape.
@@ -301,6 +315,28 @@ impl fmt::Display for Shape {
     }
 }
 
+/// A shape in an error message: of a long tuple only the beginning.
+pub(crate) struct Brief<'a>(pub(crate) &'a ShapeProto);
+
+impl fmt::Display for Brief<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SPELLED: usize = 8;
+        let count = self.0.tuple_shapes.len();
+        if count <= SPELLED && self.0.tuple_shapes.iter().all(|s| s.tuple_shapes.is_empty()) {
+            return write!(f, "{}", Shape(self.0.clone()));
+        }
+        f.write_str("(")?;
+        for (i, element) in self.0.tuple_shapes.iter().take(SPELLED).enumerate() {
+            f.write_str(if i > 0 { ", " } else { "" })?;
+            match element.tuple_shapes.len() {
+                0 => write!(f, "{}", Shape(element.clone()))?,
+                n => write!(f, "a tuple of {n}")?,
+            }
+        }
+        if count > SPELLED { write!(f, ", and {} more)", count - SPELLED) } else { f.write_str(")") }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -312,6 +348,18 @@ mod tests {
         assert_eq!(shape.leaves().map(|s| s.num_elements()).collect::<Vec<_>>(), [1, 2, 3, 4]);
         assert_eq!(shape.to_string(), "(f32[1], (f32[2], f32[3]), f32[4])");
         assert_eq!(shape.byte_size(), 40);
+    }
+
+    #[test]
+    fn compatible_shapes_differ_in_layout_only() {
+        let shape = Shape::tuple(vec![Shape::array(PrimitiveType::F32, &[2, 3]), Shape::scalar(PrimitiveType::PRED)]);
+        let mut other = shape.clone();
+        other.0.tuple_shapes[0].layout.get_or_insert_default().minor_to_major = vec![0, 1];
+        assert!(shape.is_compatible(&other) && shape != other);
+        other.0.tuple_shapes[0].dimensions = vec![3, 2];
+        assert!(!shape.is_compatible(&other));
+        other.0.tuple_shapes.pop();
+        assert!(!shape.is_compatible(&other));
     }
 
     #[test]

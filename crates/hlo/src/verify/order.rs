@@ -1,0 +1,174 @@
+//! Computations, names, ids and evaluation order: V001 to V014.
+
+use std::collections::{HashMap, HashSet};
+
+use super::{Report, Rule};
+use crate::ir::{Computation, ComputationId, Instruction, InstructionId, Module};
+
+/// Position of each arena index in an order; `None` where it is not part of it.
+pub(super) type Positions = Vec<Option<usize>>;
+
+/// XLA keeps local ids in 31 bits and takes the largest one plus one.
+const LARGEST_LOCAL_ID: i64 = 0x7fff_fffe;
+
+pub(super) fn check_module(module: &Module, report: &mut Report) {
+    let mut ids = HashMap::new();
+    let mut computation_names = HashSet::new();
+    let mut instruction_names = HashMap::new();
+    for (id, computation) in module.computations() {
+        if let Some(other) = ids.insert(computation.wire_id, &computation.name) {
+            let message = format!("its id {} is that of %{other} too", computation.wire_id);
+            report.computation(Rule::DuplicateComputationId, computation, message);
+        }
+        if !computation_names.insert(computation.name.as_str()) {
+            report.computation(Rule::DuplicateComputationName, computation, "another computation has its name".into());
+        }
+        for (local, instruction) in computation.instructions() {
+            if let Some(other) = instruction_names.insert(instruction.name.as_str(), (id, local))
+                && other != (id, local)
+            {
+                let owner = module.computation(other.0).map_or("?", |c| &c.name);
+                let message = format!("another instruction, in %{owner}, has its name");
+                report.instruction(Rule::DuplicateInstructionName, computation, instruction, message);
+            }
+        }
+    }
+    check_calls(module, report);
+}
+
+fn check_calls(module: &Module, report: &mut Report) {
+    let mut positions: Positions = vec![None; module.arena.len()];
+    for (position, id) in module.order().iter().enumerate() {
+        if let Some(slot) = positions.get_mut(id.index()) {
+            *slot = Some(position);
+        }
+    }
+    let position = |id: ComputationId| positions.get(id.index()).copied().flatten();
+    if position(module.entry()).is_none() {
+        report.module(Rule::MissingComputation, "the entry computation is not part of the module's order".into());
+    }
+    let recursive = recursive_computations(module);
+    for (id, computation) in module.computations() {
+        if recursive.contains(&id) {
+            report.computation(Rule::Recursion, computation, "it calls itself, directly or through others".into());
+        }
+        for (_, instruction) in computation.instructions() {
+            if instruction.called.iter().any(|&c| position(c).is_none()) {
+                let message = "it calls a computation that is not part of the module".into();
+                report.instruction(Rule::MissingComputation, computation, instruction, message);
+            }
+            let late = instruction.called.iter().find(|&&c| c != id && position(c) > position(id));
+            if let Some(callee) = late.and_then(|&c| module.computation(c)) {
+                let message = format!("it calls %{}, which comes after it", callee.name);
+                report.instruction(Rule::CalleeAfterCaller, computation, instruction, message);
+            }
+        }
+    }
+}
+
+/// Of every cycle of calls a computation that lies on it.
+fn recursive_computations(module: &Module) -> HashSet<ComputationId> {
+    #[derive(Clone, Copy, PartialEq)]
+    enum Mark {
+        New,
+        Open,
+        Done,
+    }
+    let callees = |id: ComputationId| {
+        let instructions = module.computation(id).into_iter().flat_map(Computation::instructions);
+        let mut called: Vec<_> = instructions.flat_map(|(_, i)| i.called.iter().copied()).collect();
+        called.sort_unstable();
+        called.dedup();
+        called
+    };
+    let mut marks = vec![Mark::New; module.arena.len()];
+    let mut found = HashSet::new();
+    // Depth first: a call into a computation that is still open closes a cycle.
+    for &start in module.order() {
+        let mut path = vec![(start, None)];
+        while let Some((id, pending)) = path.last_mut() {
+            let Some(mark) = marks.get_mut(id.index()) else {
+                path.pop();
+                continue;
+            };
+            if pending.is_none() {
+                match *mark {
+                    Mark::New => *mark = Mark::Open,
+                    Mark::Open | Mark::Done => {
+                        if *mark == Mark::Open {
+                            found.insert(*id);
+                        }
+                        path.pop();
+                        continue;
+                    }
+                }
+            }
+            match pending.get_or_insert_with(|| callees(*id)).pop() {
+                Some(callee) => path.push((callee, None)),
+                None => {
+                    *mark = Mark::Done;
+                    path.pop();
+                }
+            }
+        }
+    }
+    found
+}
+
+pub(super) fn check_computation(computation: &Computation, report: &mut Report) -> Positions {
+    let mut positions: Positions = vec![None; computation.arena.len()];
+    if computation.order.is_empty() {
+        report.computation(Rule::EmptyComputation, computation, "it has no instructions".into());
+        return positions;
+    }
+    let mut ids = HashMap::with_capacity(computation.order.len());
+    for (position, (id, instruction)) in computation.instructions().enumerate() {
+        if let Some(slot) = positions.get_mut(id.index()) {
+            if slot.is_some() {
+                let message = "it stands twice in the computation's order".into();
+                report.instruction(Rule::RepeatedInstruction, computation, instruction, message);
+                continue;
+            }
+            *slot = Some(position);
+        }
+        if let Some(other) = ids.insert(instruction.wire_id, instruction) {
+            let message = format!("its id {:#x} is that of {other} too", instruction.wire_id);
+            report.instruction(Rule::DuplicateInstructionId, computation, instruction, message);
+        }
+        let local = instruction.wire_id & 0xffff_ffff;
+        if local > LARGEST_LOCAL_ID {
+            let message = format!("its local id is {local:#x}; the largest one allowed is {LARGEST_LOCAL_ID:#x}");
+            report.instruction(Rule::LocalId, computation, instruction, message);
+        }
+    }
+    if !matches!(positions.get(computation.root.index()), Some(Some(_))) {
+        report.computation(Rule::MissingRoot, computation, "its root is not one of its instructions".into());
+    }
+    for (position, (_, instruction)) in computation.instructions().enumerate() {
+        check_operands(computation, instruction, position, &positions, report);
+    }
+    positions
+}
+
+fn check_operands(
+    computation: &Computation,
+    instruction: &Instruction,
+    position: usize,
+    positions: &Positions,
+    report: &mut Report,
+) {
+    let at = |id: &InstructionId| positions.get(id.index()).copied().flatten();
+    let name = |id: &InstructionId| computation.get(*id).map_or_else(|| "?".to_owned(), Instruction::to_string);
+    if let Some((n, missing)) = instruction.operands.iter().enumerate().find(|(_, o)| at(o).is_none()) {
+        let message = format!("its operand {n}, {}, is not part of the computation's order", name(missing));
+        report.instruction(Rule::MissingOperand, computation, instruction, message);
+    }
+    if let Some(late) = instruction.operands.iter().find(|o| at(o).is_some_and(|at| at >= position)) {
+        let message = format!("its operand {} comes after it", name(late));
+        report.instruction(Rule::UseBeforeDefinition, computation, instruction, message);
+    }
+    if let Some(late) = instruction.control_predecessors.iter().find(|p| at(p).is_none_or(|at| at >= position)) {
+        let message = format!("its control predecessor {} is missing or comes after it", name(late));
+        report.instruction(Rule::ControlPredecessor, computation, instruction, message);
+    }
+}
