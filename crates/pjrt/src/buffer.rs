@@ -10,7 +10,8 @@ use crate::sys::{self, Owned, abi};
 
 /// An array on a device. Its memory is freed on drop.
 ///
-/// A buffer may exist before its value does: reading it waits. An execution that failed shows up when its outputs are read.
+/// A buffer may exist before its value does: reading it waits. An execution that failed shows up when its outputs
+/// are read.
 pub struct Buffer {
     raw: Owned<abi::Buffer>,
     element_type: OnceLock<ElementType>,
@@ -59,7 +60,8 @@ impl Buffer {
         self.element_type()?.byte_count(self.dims()?)
     }
 
-    /// Whether the device memory is gone, because an execution took it ([donation](crate::Executable#donation)) or by [`Buffer::delete`].
+    /// Whether the device memory is gone, because an execution took it ([donation](crate::Executable#donation)) or
+    /// by [`Buffer::delete`].
     ///
     /// # Errors
     ///
@@ -90,7 +92,8 @@ impl Buffer {
     ///
     /// # Errors
     ///
-    /// `destination` must have exactly [`Buffer::size_bytes`]. Else the plugin's: the buffer is deleted, or what should have computed it failed.
+    /// `destination` must have exactly [`Buffer::size_bytes`]. Else the plugin's: the buffer is deleted, or what
+    /// should have computed it failed.
     pub fn to_host(&self, destination: &mut [u8]) -> Result<()> {
         self.raw.copy_to_host(destination)
     }

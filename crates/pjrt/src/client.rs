@@ -25,7 +25,7 @@ struct Facts {
     platform_name: String,
     platform_version: String,
     devices: Vec<Device>,
-    /// Positions in `devices` of those that this process can run on.
+    /// Those of `devices` that this process can run on.
     addressable: Vec<Device>,
 }
 
@@ -64,7 +64,8 @@ impl<'a> Program<'a> {
 }
 
 impl Client {
-    /// Creates a client. What options there are depends on the plugin; the CPU plugin knows `cpu_device_count` (an `i64`, 4 if not given).
+    /// Creates a client. What options there are depends on the plugin; the CPU plugin knows `cpu_device_count` (an
+    /// `i64`, 4 if not given).
     ///
     /// # Errors
     ///
@@ -156,13 +157,13 @@ impl Client {
         Executable::new(sys::deserialize(&self.raw, serialized)?)
     }
 
-    /// Copies a dense row-major array to a device. `data` may be reused as soon as this returns; the transfer itself may still be under way,
-    /// and whatever uses the buffer waits for it.
+    /// Copies a dense row-major array to a device. `data` may be reused as soon as this returns; the transfer
+    /// itself may still be under way, and whatever uses the buffer waits for it.
     ///
     /// # Errors
     ///
-    /// `data` must have exactly the bytes of `dims` elements (types narrower than a byte take a whole one), and the device must be this client's.
-    /// Else the plugin's, such as no memory.
+    /// `data` must have exactly the bytes of `dims` elements (types narrower than a byte take a whole one), and the
+    /// device must be this client's. Else the plugin's, such as no memory.
     pub fn buffer_from_host(
         &self,
         data: &[u8],

@@ -40,9 +40,11 @@ impl fmt::Display for ArraySpec {
 /// How one execution deviates from the plain one.
 #[derive(Debug, Clone, Default)]
 pub struct ExecuteOptions {
-    /// Positions of arguments that must not be donated, although the program would allow it.
+    /// Positions of arguments that must not be donated, although the program would allow it. A plugin may then keep
+    /// others as well (the CPU plugin of API 0.81 donates nothing behind the first argument that is declined).
     pub non_donatable_inputs: Vec<usize>,
-    /// If not zero, the same number on every host of a multi-host launch, so that the runtime can notice when they disagree about the order.
+    /// If not zero, the same number on every host of a multi-host launch, so that the runtime can notice when they
+    /// disagree about the order.
     pub launch_id: i32,
 }
 
@@ -78,7 +80,8 @@ pub struct CompiledMemoryStats {
 /// A program after the plugin's optimisations.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OptimizedProgram {
-    /// The plugin's name for the format, as in `hlo_with_config` (an `HloModuleProtoWithConfig`, whose field 1 is the module).
+    /// The plugin's name for the format, as in `hlo_with_config` (an `HloModuleProtoWithConfig`, whose field 1 is
+    /// the module).
     pub format: String,
     /// The program.
     pub code: Vec<u8>,
@@ -90,10 +93,11 @@ impl Executable {
         Ok(Self { raw, name, parameters: None })
     }
 
-    /// Declares what the program takes, per device, so that every execution checks count, types and dimensions of its arguments.
+    /// Declares what the program takes, per device, so that every execution checks count, types and dimensions of
+    /// its arguments.
     ///
-    /// The C API does not tell the parameters of a program, and a plugin compares sizes in bytes only: without this, an `s32[4]` passes for an
-    /// `f32[4]`.
+    /// The C API does not tell the parameters of a program, and a plugin compares sizes in bytes only: without
+    /// this, an `s32[4]` passes for an `f32[4]`.
     #[must_use]
     pub fn with_parameters(mut self, parameters: Vec<ArraySpec>) -> Self {
         self.parameters = Some(parameters);
@@ -118,13 +122,15 @@ impl Executable {
         self.raw.devices().len()
     }
 
-    /// Launches an execution: one list of arguments per device, all of the same length. Returns before the work is done.
+    /// Launches an execution: one list of arguments per device, all of the same length. Returns before the work is
+    /// done.
     ///
     /// # Errors
     ///
-    /// Refused here, before the plugin is called: a wrong number of lists, lists of different lengths, a buffer of another client,
-    /// a `non_donatable_inputs` beyond the arguments, and, after [`Executable::with_parameters`], arguments that do not fit. Else the plugin's, such as a
-    /// deleted buffer or one on another device. What goes wrong during the work is reported by the events and the outputs.
+    /// Refused here, before the plugin is called: a wrong number of lists, lists of different lengths, a buffer of
+    /// another client, a `non_donatable_inputs` beyond the arguments, and, after [`Executable::with_parameters`],
+    /// arguments that do not fit. Else the plugin's, such as a deleted buffer or one on another device. What goes
+    /// wrong during the work is reported by the events and the outputs.
     pub fn execute<'a, L>(&self, arguments: &[L], options: &ExecuteOptions) -> Result<Execution>
     where
         L: AsRef<[&'a Buffer]>,
@@ -146,7 +152,8 @@ impl Executable {
         })
     }
 
-    /// Launches an execution on the one device of this program and returns its outputs. Returns before the work is done.
+    /// Launches an execution on the one device of this program and returns its outputs. Returns before the work is
+    /// done.
     ///
     /// # Errors
     ///

@@ -16,7 +16,8 @@ fn plugin(shape: &Shape<'_>) -> Result<Plugin> {
     Plugin::initialize(api, PathBuf::from("fake"))
 }
 
-/// Calls every function of the C API that this crate calls at all, and looks at nothing. The program has two devices and two outputs.
+/// Calls every function of the C API that this crate calls at all, and looks at nothing. The program has two
+/// devices and two outputs.
 fn tour(shape: &Shape<'_>) -> Result<()> {
     let plugin = plugin(shape)?;
     plugin.attributes()?;

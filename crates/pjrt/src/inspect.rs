@@ -62,8 +62,9 @@ fn check_elf(head: &[u8], length: u64, arch: &str) -> Result<(), LoadFailure> {
         return Err(LoadFailure::WrongArchitecture { found, needed: arch.to_owned() });
     }
     match kind {
-        // ET_DYN: shared libraries, and programs that may be loaded anywhere, which the linker tells apart.
-        // The linker maps a library that lacks its end without complaint, and the first access to what is missing kills the process.
+        // ET_DYN: shared libraries, and programs that may be loaded anywhere, which the linker tells apart. The
+        // linker maps a library that lacks its end without complaint, and the first access to what is missing kills
+        // the process.
         3 if class == 2 && !is_whole(head, length, order == 2) => {
             not_a_library("a truncated ELF file", "fetch the plugin again")
         }

@@ -1,7 +1,7 @@
 //! A client for the PJRT C API: load a plugin, compile a program, move buffers, execute.
 //!
-//! A *plugin* is a shared library that exports `GetPjrtApi`; there are such libraries for CPU, GPU and TPU.
-//! This crate opens one at run time and needs nothing at build time. It knows bytes, buffers and devices, and nothing of
+//! A *plugin* is a shared library that exports `GetPjrtApi`; there are such libraries for CPU, GPU and TPU. This
+//! crate opens one at run time and needs nothing at build time. It knows bytes, buffers and devices, and nothing of
 //! what a program means.
 //!
 //! ```no_run
@@ -27,12 +27,13 @@
 //!
 //! * Nothing here panics on what a plugin does or on what a caller passes. A program that makes the plugin itself
 //!   abort takes the process along, so programs that nobody has verified belong in a process of their own.
-//! * Every failure names the C function, the code, the plugin's own words and the version of the API that it speaks ([`Error`]).
+//! * Every failure names the C function, the code, the plugin's own words and the version of the API that it speaks
+//!   ([`Error`]).
 //! * Objects keep alive what they depend on: a buffer its client, a client its plugin. A library is never unloaded.
 //! * Everything is `Send` and `Sync`, as PJRT promises for its objects.
 //! * A buffer that an execution consumed ([donation](Executable#donation)) stays a valid object; using it is an error.
-//! * Plugins of API 0.81 to 0.117 are in use. A function that a plugin lacks is [`Code::Unimplemented`], another major version is
-//!   refused.
+//! * Plugins of API 0.81 to 0.117 are in use. A function that a plugin lacks is [`Code::Unimplemented`], another
+//!   major version is refused.
 
 #![deny(unsafe_op_in_unsafe_fn)]
 

@@ -16,7 +16,8 @@ pub struct CompileOptions {
     pub num_partitions: usize,
     /// Whether the program is one for all partitions, split by its sharding annotations.
     pub use_spmd_partitioning: bool,
-    /// Whether Shardy splits it. Needed for programs with `xla.sdy` annotations, wrong for those with only the older ones.
+    /// Whether Shardy splits it. Needed for programs with `xla.sdy` annotations, wrong for those with only the
+    /// older ones.
     pub use_shardy_partitioner: bool,
     /// The devices to run on; if `None`, the plugin chooses.
     pub device_assignment: Option<DeviceAssignment>,
@@ -94,8 +95,8 @@ impl CompileOptions {
             }
             build.message(9, &assignment.to_message(replicas, partitions));
         }
-        // The compiler's own defaults, which an absent field does not stand for: shardings do not spread to outputs (12) and
-        // parameters (18), and there is one process (23).
+        // The compiler's own defaults, which an absent field does not stand for: shardings do not spread to outputs
+        // (12) and parameters (18), and there is one process (23).
         build.bytes(12, &[0]);
         build.bytes(18, &[0]);
         build.bool(19, self.use_shardy_partitioner);

@@ -39,12 +39,14 @@ struct Inner {
 static LOADED: Mutex<Vec<Plugin>> = Mutex::new(Vec::new());
 
 impl Plugin {
-    /// Loads the library at `path`, checks its API version and initialises it. A library loaded before is not initialised again.
+    /// Loads the library at `path`, checks its API version and initialises it. A library loaded before is not
+    /// initialised again.
     ///
     /// # Errors
     ///
-    /// [`Error::Load`] tells apart: no such file, no shared library, a library for another processor, one that the dynamic linker refuses, one
-    /// without `GetPjrtApi`, a null or truncated function table, another major version. [`Error::Call`] where initialisation fails.
+    /// [`Error::Load`] tells apart: no such file, no shared library, a library for another processor, one that the
+    /// dynamic linker refuses, one without `GetPjrtApi`, a null or truncated function table, another major version.
+    /// [`Error::Call`] where initialisation fails.
     pub fn load(path: &Path) -> Result<Self> {
         let failed = |reason| Error::Load { path: path.to_owned(), reason };
         let file = inspect::check(path).map_err(failed)?;

@@ -1,6 +1,7 @@
 //! The whole path on the CPU plugin: real programs, checked against what JAX computed.
 //!
-//! The plugin is `xla_cpu_pjrt.so` in the folder `ENTROPIC_PLUGIN_DIR`, else in the per-user cache. A missing plugin fails these tests.
+//! The plugin is `xla_cpu_pjrt.so` in the folder `ENTROPIC_PLUGIN_DIR`, else in the per-user cache. A missing
+//! plugin fails these tests.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 

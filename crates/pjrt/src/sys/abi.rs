@@ -1,9 +1,9 @@
 //! The memory layout of the PJRT C API: argument structs, the function table, and nothing else.
 //!
-//! Field order, slot order and sizes are facts of the ABI and are pinned by the tests at the end.
-//! Every argument struct starts with its own size, and a plugin refuses a struct that is smaller than the one
-//! it was built with, so each struct here has the fields of the newest version known (0.117). A plugin never
-//! looks beyond the fields that it knows, so older ones accept them too.
+//! Field order, slot order and sizes are facts of the ABI and are pinned by `abi_tests`. Every argument struct
+//! starts with its own size, and a plugin refuses a struct that is smaller than the one it was built with, so each
+//! struct here has the fields of the newest version known (0.114), which 0.117 accepts. A plugin never looks beyond
+//! the fields that it knows, so older ones accept them too.
 
 use std::ffi::{c_char, c_void};
 

@@ -34,8 +34,8 @@ impl Api {
     ///
     /// # Safety
     ///
-    /// `table` is null or what `GetPjrtApi` returned: it is valid for the life of the process, starts with its size in bytes,
-    /// and holds that many bytes.
+    /// `table` is null or what `GetPjrtApi` returned: it is valid for the life of the process, starts with its size
+    /// in bytes, and holds that many bytes.
     pub(crate) unsafe fn new(table: *const TableHead) -> std::result::Result<Self, LoadFailure> {
         let table = NonNull::new(table.cast_mut()).ok_or(LoadFailure::NullTable)?;
         // SAFETY: a table starts with its size.

@@ -38,8 +38,8 @@ pub(crate) fn buffer_from_host(
     args.num_dims = dims.len();
     args.host_buffer_semantics = abi::IMMUTABLE_ONLY_DURING_CALL;
     args.device = device.as_ptr();
-    // SAFETY: client and device are live, `data` and `dims` outlive the call and have the lengths given, and with these semantics the
-    // plugin does not look at `data` after it has returned.
+    // SAFETY: client and device are live, `data` and `dims` outlive the call and have the lengths given, and with
+    // these semantics the plugin does not look at `data` after it has returned.
     unsafe {
         api.call::<abi::Client_BufferFromHostBuffer>(&mut args)?;
         // The event says when `data` may be freed, which it already may.
@@ -118,8 +118,8 @@ impl Owned<abi::Buffer> {
         data.try_reserve_exact(size)
             .map_err(|_| Error::Argument(format!("there is no memory for a copy of {size} bytes")))?;
         data.resize(size, 0);
-        // SAFETY: the allocation lives in the `HostCopy`, which does not let go of it before the copy has ended; it does not move when the
-        // vector does.
+        // SAFETY: the allocation lives in the `HostCopy`, which does not let go of it before the copy has ended; it
+        // does not move when the vector does.
         let event = unsafe { self.start_copy(data.as_mut_ptr(), size) }?;
         Ok(HostCopy { data, event })
     }
@@ -173,7 +173,8 @@ impl HostCopy {
 
 impl Drop for HostCopy {
     fn drop(&mut self) {
-        // After `wait` this returns at once. A failed copy is over as well, and whoever wanted its error has called `wait`.
+        // After `wait` this returns at once. A failed copy is over as well, and whoever wanted its error has called
+        // `wait`.
         if let Err(error) = self.event.wait() {
             tracing::debug!(%error, "a copy to the host that nobody waited for has failed");
         }

@@ -113,8 +113,8 @@ impl Loaded {
         args.num_args = num_args;
         args.output_lists = output_lists.as_ptr();
         args.device_complete_events = events.as_mut_ptr();
-        // SAFETY: every object is live and of one client; there are as many lists as devices, all of the lengths given, and the output
-        // lists have room for what the executable said it returns.
+        // SAFETY: every object is live and of one client; there are as many lists as devices, all of the lengths
+        // given, and the output lists have room for what the executable said it returns.
         unsafe { self.loaded.api().call::<abi::LoadedExecutable_Execute>(&mut args) }?;
         self.adopt(&outputs, &events)
     }
@@ -227,7 +227,8 @@ impl Loaded {
         let api = self.executable.api();
         let mut args = abi::ExecutableSerializeArgs::new();
         args.executable = self.executable.as_ptr();
-        // SAFETY: the executable is live. The bytes are copied before what backs them is released, which happens exactly once.
+        // SAFETY: the executable is live. The bytes are copied before what backs them is released, which happens
+        // exactly once.
         unsafe {
             api.call::<abi::Executable_Serialize>(&mut args)?;
             let bytes = api

@@ -285,7 +285,8 @@ fakes! {
     LoadedExecutable_AddressableDevices |_, args, absurd| { devices(args, 2, absurd); }
     LoadedExecutable_Execute |state, args, absurd| {
         state.live(args.executable.addr(), "loaded executable");
-        // SAFETY: the client under test passes lists of the lengths that it says, and room for the outputs it was told of.
+        // SAFETY: the client under test passes lists of the lengths that it says, and room for the outputs it was
+        // told of.
         unsafe {
             let options = &*args.options;
             let kept = std::slice::from_raw_parts(options.non_donatable_input_indices, options.num_non_donatable_input_indices);

@@ -9,8 +9,8 @@ use crate::error::LoadFailure;
 /// The table of the plugin in this file. The library is never unloaded: its threads and the objects it made
 /// may outlive every handle that we hold.
 pub(crate) fn open(path: &Path) -> Result<Api, LoadFailure> {
-    // SAFETY: loading runs the library's initialisers. That is what the caller asks for by naming a plugin; nothing short of
-    // not loading it could make that safer.
+    // SAFETY: loading runs the library's initialisers. That is what the caller asks for by naming a plugin; nothing
+    // short of not loading it could make that safer.
     let library = unsafe { libloading::Library::new(path) }.map_err(|error| LoadFailure::Linker(error.to_string()))?;
     // Leaked at once, so that the table is valid for the life of the process on every path below.
     let library: &'static libloading::Library = Box::leak(Box::new(library));
