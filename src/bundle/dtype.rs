@@ -1,0 +1,111 @@
+//! The element types of a manifest: numpy's names, XLA's types and PJRT's.
+
+use hlo::PrimitiveType;
+use pjrt::ElementType;
+use serde::{Deserialize, Serialize};
+
+/// An element type as a manifest names it (`float32`, `bool`, `float8_e4m3fn`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Dtype(PrimitiveType);
+
+/// numpy's (or ml_dtypes') name and XLA's type.
+const NAMES: &[(&str, PrimitiveType)] = &[
+    ("bool", PrimitiveType::PRED),
+    ("int2", PrimitiveType::S2),
+    ("int4", PrimitiveType::S4),
+    ("int8", PrimitiveType::S8),
+    ("int16", PrimitiveType::S16),
+    ("int32", PrimitiveType::S32),
+    ("int64", PrimitiveType::S64),
+    ("uint2", PrimitiveType::U2),
+    ("uint4", PrimitiveType::U4),
+    ("uint8", PrimitiveType::U8),
+    ("uint16", PrimitiveType::U16),
+    ("uint32", PrimitiveType::U32),
+    ("uint64", PrimitiveType::U64),
+    ("float16", PrimitiveType::F16),
+    ("bfloat16", PrimitiveType::BF16),
+    ("float32", PrimitiveType::F32),
+    ("float64", PrimitiveType::F64),
+    ("complex64", PrimitiveType::C64),
+    ("complex128", PrimitiveType::C128),
+    ("float8_e3m4", PrimitiveType::F8E3M4),
+    ("float8_e4m3", PrimitiveType::F8E4M3),
+    ("float8_e4m3fn", PrimitiveType::F8E4M3FN),
+    ("float8_e4m3b11fnuz", PrimitiveType::F8E4M3B11FNUZ),
+    ("float8_e4m3fnuz", PrimitiveType::F8E4M3FNUZ),
+    ("float8_e5m2", PrimitiveType::F8E5M2),
+    ("float8_e5m2fnuz", PrimitiveType::F8E5M2FNUZ),
+    ("float8_e8m0fnu", PrimitiveType::F8E8M0FNU),
+    ("float4_e2m1fn", PrimitiveType::F4E2M1FN),
+];
+
+impl Dtype {
+    /// The dtype of an XLA element type; `None` for what no array in a manifest can have.
+    #[must_use]
+    pub fn from_primitive(primitive: PrimitiveType) -> Option<Self> {
+        NAMES.iter().any(|&(_, p)| p == primitive).then_some(Self(primitive))
+    }
+
+    /// XLA's type.
+    #[must_use]
+    pub fn primitive(self) -> PrimitiveType {
+        self.0
+    }
+
+    /// numpy's name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        NAMES.iter().find(|&&(_, p)| p == self.0).map_or("unknown", |&(name, _)| name)
+    }
+
+    /// The type of a buffer on a device.
+    ///
+    /// # Errors
+    ///
+    /// Where PJRT has no such type.
+    pub fn element_type(self) -> Result<ElementType, pjrt::Error> {
+        self.0.name().parse()
+    }
+}
+
+impl Serialize for Dtype {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+impl<'de> Deserialize<'de> for Dtype {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        NAMES.iter().find(|&&(n, _)| n == name).map(|&(_, p)| Self(p)).ok_or_else(|| {
+            serde::de::Error::custom(format!(
+                "{name:?} is no dtype; numpy's names are expected, such as float32 or int32"
+            ))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_survives_json_and_has_a_device_type() {
+        for &(name, primitive) in NAMES {
+            let dtype = Dtype::from_primitive(primitive).unwrap();
+            let json = serde_json::to_string(&dtype).unwrap();
+            assert_eq!(json, format!("{name:?}"));
+            assert_eq!(serde_json::from_str::<Dtype>(&json).unwrap(), dtype);
+            assert_eq!(dtype.element_type().unwrap().to_string(), primitive.name());
+        }
+    }
+
+    #[test]
+    fn names_of_other_worlds_are_refused() {
+        for name in ["f32", "float", "torch.float32", ""] {
+            assert!(serde_json::from_str::<Dtype>(&format!("{name:?}")).unwrap_err().to_string().contains("no dtype"));
+        }
+        assert!(Dtype::from_primitive(PrimitiveType::TUPLE).is_none());
+    }
+}

@@ -1,0 +1,93 @@
+//! The command line: one file per subcommand.
+//!
+//! A command returns what it wants to say on failure as one chain of causes, which `main` prints as one
+//! paragraph. Results go to standard output, progress and errors to standard error.
+
+mod plugin;
+mod progress;
+//mod show;
+mod train;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    done
+  1    failed, refused, or a check that did not hold
+  2    the command line is wrong
+  130  interrupted; what was done so far is on disk
+
+MODEL is a bundle (a folder with a manifest.json) or a bare serialized HloModuleProto (.hlo.pb).";
+
+/// Entropy control for JAX-exported train steps.
+#[derive(Debug, Parser)]
+#[command(name = "entropic", version, about, after_help = EXIT_CODES, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Train a model bundle on text, under control.
+    Train(train::Arguments),
+    // Print a module as HLO text.
+    //Show(show::Arguments),
+    /// List or fetch PJRT plugins.
+    Plugin(plugin::Arguments),
+}
+
+/// How a command that did not fail ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// It did what it was asked.
+    Done,
+    /// The user interrupted it, and it ended in order.
+    Interrupted,
+}
+
+impl Cli {
+    /// Runs the command.
+    ///
+    /// # Errors
+    ///
+    /// Why it could not; the chain of causes is for a person to read.
+    pub(crate) fn run(self) -> anyhow::Result<Outcome> {
+        match self.command {
+            Command::Train(arguments) => train::run(arguments),
+            //Command::Show(arguments) => show::run(&arguments),
+            Command::Plugin(arguments) => plugin::run(&arguments),
+        }
+    }
+}
+
+impl From<Outcome> for ExitCode {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Done => Self::SUCCESS,
+            Outcome::Interrupted => Self::from(130),
+        }
+    }
+}
+
+/// Prints to standard output; a reader that went away (`entropic show FILE | head`) is no error.
+fn print(text: &str) -> anyhow::Result<()> {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(anyhow::anyhow!("cannot write to standard output: {e}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A table with this look everywhere.
+fn table(head: &[&str]) -> comfy_table::Table {
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::UTF8_FULL_CONDENSED).set_header(head.iter().copied());
+    table.set_content_arrangement(comfy_table::ContentArrangement::Dynamic);
+    table
+}

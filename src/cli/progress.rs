@@ -1,0 +1,76 @@
+//! Progress of a run: a bar on a terminal, a line now and then elsewhere.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use entropic::train::{Observer, StepRecord};
+
+/// Seconds between lines where there is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// Writes to standard error.
+#[derive(Debug)]
+pub(super) struct Progress {
+    bar: Option<ProgressBar>,
+    terminal: bool,
+    steps: u64,
+    start: Instant,
+    last_line: Instant,
+}
+
+impl Progress {
+    pub(super) fn new() -> Self {
+        let now = Instant::now();
+        Self { bar: None, terminal: std::io::stderr().is_terminal(), steps: 0, start: now, last_line: now }
+    }
+
+    fn line(&self, record: &StepRecord) {
+        let done = record.step + 1;
+        let elapsed = self.start.elapsed().as_secs_f64();
+        let rate = done as f64 / elapsed.max(1e-9);
+        let left = self.steps.saturating_sub(done) as f64 / rate;
+        eprintln!("step {done}/{}  {}  {rate:.1} steps/s  ETA {left:.0} s", self.steps, describe(record));
+    }
+}
+
+impl Observer for Progress {
+    fn phase(&mut self, what: &str) {
+        eprintln!("{what}");
+    }
+
+    fn start(&mut self, steps: u64) {
+        self.steps = steps;
+        self.start = Instant::now();
+        self.last_line = self.start;
+        if self.terminal {
+            let style = ProgressStyle::with_template("{bar:24} {pos}/{len}  {msg}  {per_sec}  ETA {eta}");
+            let bar = ProgressBar::new(steps);
+            self.bar = Some(match style {
+                Ok(style) => bar.with_style(style),
+                Err(_) => bar,
+            });
+        }
+    }
+
+    fn step(&mut self, record: &StepRecord) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(describe(record));
+            bar.set_position(record.step + 1);
+        } else if self.last_line.elapsed() >= LINE_EVERY || record.step + 1 == self.steps {
+            self.last_line = Instant::now();
+            self.line(record);
+        }
+    }
+
+    fn finish(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.abandon();
+        }
+    }
+}
+
+fn describe(record: &StepRecord) -> String {
+    record.loss.map_or("loss not finite".to_owned(), |loss| format!("loss {loss:.4}"))
+}

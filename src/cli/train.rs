@@ -1,0 +1,89 @@
+//! `entropic train`: progress while it runs, a table at the end.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, bail};
+use clap::Args;
+
+use super::{Outcome, print, progress::Progress, table};
+use entropic::bundle::Bundle;
+use entropic::train::{self, Ending, Options, Summary};
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// The bundle to train.
+    model: PathBuf,
+    /// Files and folders of text; folders give all text files below them.
+    #[arg(long, num_args = 1.., required = true, value_name = "PATH")]
+    data: Vec<PathBuf>,
+    /// Number of steps.
+    #[arg(long)]
+    steps: u64,
+    /// Seeds the initial state and the order of the data.
+    #[arg(long, default_value_t = 0)]
+    seed: u32,
+    /// The plugin to run on: a known name, or the path of a library.
+    #[arg(long, default_value = "cpu", value_name = "cpu|PATH")]
+    plugin: String,
+    /// Train the step as it is, without a controller.
+    #[arg(long, conflicts_with = "policy")]
+    no_control: bool,
+    /// The controller's policy, a TOML file; the default policy if none is given.
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// Folder of the run; the next free one below `runs` if none is given.
+    #[arg(long, value_name = "RUN_DIR")]
+    out: Option<PathBuf>,
+}
+
+/// Set by Ctrl-C. A second one ends the process at once.
+static INTERRUPT: AtomicBool = AtomicBool::new(false);
+
+pub(super) fn run(arguments: Arguments) -> anyhow::Result<Outcome> {
+    if !arguments.model.is_dir() && arguments.model.exists() {
+        bail!(
+            "{} is a bare module, and training needs a bundle: the initial state and the shape of the data are not in HLO; \
+             models/README.md says how to export one",
+            arguments.model.display()
+        );
+    }
+    let bundle = Bundle::open(&arguments.model)?;
+    ctrlc::set_handler(|| {
+        if INTERRUPT.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        eprintln!("interrupted: finishing the steps under way (once more to end at once)");
+    })
+    .context("cannot listen for Ctrl-C")?;
+    let options = Options {
+        bundle,
+        data: arguments.data,
+        steps: arguments.steps,
+        seed: arguments.seed,
+        plugin: arguments.plugin,
+        out: arguments.out,
+    };
+    let summary = train::run(&options, &INTERRUPT, &mut Progress::new())?;
+    print(&report(&summary))?;
+    match summary.ending {
+        Ending::Complete => Ok(Outcome::Done),
+        Ending::Interrupted => Ok(Outcome::Interrupted),
+        Ending::Stopped => bail!("the controller stopped the run"),
+    }
+}
+
+fn report(summary: &Summary) -> String {
+    let loss = |value: Option<f64>| value.map_or("not finite".to_owned(), |v| format!("{v:.4}"));
+    let mut table = table(&["", summary.loss_unit.as_str()]);
+    table.add_row(["held-out loss before".to_owned(), loss(summary.held_out_before)]);
+    let change = match (summary.held_out_before, summary.held_out_after) {
+        (Some(before), Some(after)) if before > 0.0 => format!(" ({:+.1}%)", (after / before - 1.0) * 100.0),
+        _ => String::new(),
+    };
+    table.add_row(["held-out loss after".to_owned(), loss(summary.held_out_after) + &change]);
+    table.add_row(["steps".to_owned(), summary.steps.to_string()]);
+    table.add_row(["steps/s".to_owned(), format!("{:.2}", summary.steps_per_second)]);
+    table.add_row(["run".to_owned(), summary.folder.display().to_string()]);
+    format!("{table}\n")
+}

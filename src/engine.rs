@@ -1,0 +1,115 @@
+//! A device with a compiler: the plugin, a client on it, and one device of that client.
+
+use std::path::PathBuf;
+
+use hlo::Module;
+use pjrt::{Buffer, Client, CompileOptions, Device, Executable, Plugin, Program};
+use thiserror::Error;
+
+use crate::bundle::Dtype;
+use crate::plugin::{self, FindError};
+
+/// Why there is no engine, or it would not do what it was asked.
+#[derive(Debug, Error)]
+pub enum EngineError {
+    /// The plugin was not found.
+    #[error(transparent)]
+    Find(#[from] FindError),
+    /// The plugin does not load.
+    #[error(transparent)]
+    Load(pjrt::Error),
+    /// The plugin makes no client.
+    #[error("the plugin {} cannot open its devices: {source}", path.display())]
+    Client {
+        /// The plugin.
+        path: PathBuf,
+        /// What it says.
+        source: pjrt::Error,
+    },
+    /// The module breaks a rule; the compiler never saw it.
+    #[error("{what} is not compiled, it breaks the rules of HLO: {source}")]
+    Verify {
+        /// Which module.
+        what: String,
+        /// All violations.
+        source: hlo::verify::VerifyErrors,
+    },
+    /// The compiler refused the module.
+    #[error("{what} does not compile: {source}")]
+    Compile {
+        /// Which module.
+        what: String,
+        /// What the compiler says.
+        source: pjrt::Error,
+    },
+    /// Something failed on the device.
+    #[error("{what}: {source}")]
+    Device {
+        /// What was being done.
+        what: &'static str,
+        /// What the plugin says.
+        source: pjrt::Error,
+    },
+}
+
+/// One device of one plugin.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    client: Client,
+    device: Device,
+}
+
+impl Engine {
+    /// Opens the first device of the plugin that `given` names, see [`plugin::find`].
+    ///
+    /// # Errors
+    ///
+    /// Where the plugin is missing, does not load, or has no device.
+    pub fn open(given: &str) -> Result<Self, EngineError> {
+        let path = plugin::find(given)?;
+        let plugin = Plugin::load(&path).map_err(EngineError::Load)?;
+        let failed = |source| EngineError::Client { path: path.clone(), source };
+        let client = Client::create(&plugin, &[]).map_err(failed)?;
+        let device = client.device(0).map_err(failed)?.clone();
+        Ok(Self { client, device })
+    }
+
+    /// The plugin.
+    #[must_use]
+    pub fn plugin(&self) -> &Plugin {
+        self.client.plugin()
+    }
+
+    /// The platform and its version, for a person to read.
+    #[must_use]
+    pub fn platform(&self) -> String {
+        format!("{} ({})", self.client.platform_name(), self.device.kind())
+    }
+
+    /// Compiles a module that obeys the rules of HLO. `what` names it in errors.
+    ///
+    /// # Errors
+    ///
+    /// Where it breaks a rule or the compiler refuses it.
+    pub fn compile(&self, module: &Module, what: &str) -> Result<Executable, EngineError> {
+        let what = || what.to_owned();
+        hlo::verify::verify(module).map_err(|source| EngineError::Verify { what: what(), source })?;
+        let code = module.export();
+        let options = CompileOptions::default();
+        self.client
+            .compile(&Program::hlo(&code), &options)
+            .map_err(|source| EngineError::Compile { what: what(), source })
+    }
+
+    /// Copies a dense row-major array to the device.
+    ///
+    /// # Errors
+    ///
+    /// Where the bytes do not fit the shape, or the device refuses.
+    pub fn upload(&self, bytes: &[u8], dtype: Dtype, shape: &[i64]) -> Result<Buffer, EngineError> {
+        dtype
+            .element_type()
+            .and_then(|element_type| self.client.buffer_from_host(bytes, element_type, shape, &self.device))
+            .map_err(|source| EngineError::Device { what: "copying an array to the device failed", source })
+    }
+}

@@ -1,0 +1,224 @@
+//! The folder of a run.
+//!
+//! | file | what |
+//! |---|---|
+//! | `run.json` | what ran: model, its hash, policy, data, seed, plugin; written before the first step |
+//! | `metrics.jsonl` | one JSON object per step, in order |
+//! | `summary.json` | what it came to; written when the run ends, so its absence says that it did not end in order |
+//!
+//! Every JSON document carries a `format_version`; that of `metrics.jsonl` is in `run.json`.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use thiserror::Error;
+
+use super::{StepRecord, Summary};
+use crate::files::{self, WriteError};
+
+/// The version of `run.json`, `metrics.jsonl` and `summary.json`.
+pub(super) const FORMAT_VERSION: u32 = 1;
+
+/// Lines of `metrics.jsonl` reach the disk at least this often.
+const FLUSH_EVERY: Duration = Duration::from_secs(1);
+
+/// Where runs go that were given no folder.
+const DEFAULT_ROOT: &str = "runs";
+
+/// The folder of a run, and its open metrics file.
+#[derive(Debug)]
+pub struct RunFolder {
+    path: PathBuf,
+    metrics: BufWriter<File>,
+    flushed: Instant,
+}
+
+/// What ran.
+#[derive(Debug, Serialize)]
+pub(super) struct RunDescription<'a> {
+    pub(super) format_version: u32,
+    pub(super) program: &'static str,
+    pub(super) version: &'static str,
+    pub(super) model: &'a str,
+    pub(super) model_path: String,
+    pub(super) module_sha256: String,
+    pub(super) controlled: bool,
+    pub(super) policy: Option<&'a str>,
+    pub(super) tensors: Vec<&'a str>,
+    pub(super) seed: u32,
+    pub(super) steps: u64,
+    pub(super) loss_unit: &'a str,
+    pub(super) data: DataDescription,
+    pub(super) plugin: PluginDescription,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct DataDescription {
+    pub(super) paths: Vec<String>,
+    pub(super) files: usize,
+    pub(super) bytes: usize,
+    pub(super) training_bytes: usize,
+    pub(super) held_out_bytes: usize,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct PluginDescription {
+    pub(super) path: String,
+    pub(super) api_version: String,
+    pub(super) platform: String,
+}
+
+/// Why there is no folder for the run.
+#[derive(Debug, Error)]
+pub enum RunFolderError {
+    /// The folder cannot be made.
+    #[error("cannot create the run folder {}: {source}; choose another one with --out", path.display())]
+    Create {
+        /// The folder.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The folder has content.
+    #[error("the run folder {} is not empty; choose another one with --out, a run never mixes with what is there", path.display())]
+    Occupied {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The metrics cannot be written.
+    #[error("cannot write {}: {source}", path.display())]
+    Metrics {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A value cannot be JSON.
+    #[error("cannot write a document of the run as JSON: {0}")]
+    Json(#[from] serde_json::Error),
+    /// A document cannot be written.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+}
+
+impl RunFolder {
+    /// Creates the folder `given`, or the next free `runs/NAME-NNN`.
+    ///
+    /// # Errors
+    ///
+    /// Where it cannot be created, or has content.
+    pub fn create(given: Option<&Path>, name: &str) -> Result<Self, RunFolderError> {
+        let path = match given {
+            Some(path) => empty_folder(path)?,
+            None => next_folder(Path::new(DEFAULT_ROOT), name)?,
+        };
+        let file = path.join("metrics.jsonl");
+        let metrics = File::create_new(&file).map_err(|source| RunFolderError::Metrics { path: file, source })?;
+        Ok(Self { path, metrics: BufWriter::new(metrics), flushed: Instant::now() })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes `run.json`.
+    pub(super) fn describe(&self, run: &RunDescription<'_>) -> Result<(), RunFolderError> {
+        self.document("run.json", run)
+    }
+
+    /// Appends a step to `metrics.jsonl`.
+    ///
+    /// # Errors
+    ///
+    /// Where the file cannot be written.
+    pub fn record(&mut self, record: &StepRecord) -> Result<(), RunFolderError> {
+        serde_json::to_writer(&mut self.metrics, record)?;
+        let written = self.metrics.write_all(b"\n");
+        let due = self.flushed.elapsed() >= FLUSH_EVERY;
+        written.and_then(|()| if due { self.metrics.flush() } else { Ok(()) }).map_err(|e| self.metrics_error(e))?;
+        if due {
+            self.flushed = Instant::now();
+        }
+        Ok(())
+    }
+
+    /// Brings all of `metrics.jsonl` to the disk.
+    ///
+    /// # Errors
+    ///
+    /// Where the file cannot be written.
+    pub fn flush(&mut self) -> Result<(), RunFolderError> {
+        self.metrics.flush().and_then(|()| self.metrics.get_ref().sync_all()).map_err(|e| self.metrics_error(e))
+    }
+
+    /// Writes `summary.json`.
+    ///
+    /// # Errors
+    ///
+    /// Where the file cannot be written.
+    pub fn summary(&self, summary: &Summary) -> Result<(), RunFolderError> {
+        self.document("summary.json", summary)
+    }
+
+    fn document(&self, name: &str, value: &impl Serialize) -> Result<(), RunFolderError> {
+        let mut text = serde_json::to_string_pretty(value)?;
+        text.push('\n');
+        Ok(files::write(&self.path.join(name), text.as_bytes())?)
+    }
+
+    fn metrics_error(&self, source: io::Error) -> RunFolderError {
+        RunFolderError::Metrics { path: self.path.join("metrics.jsonl"), source }
+    }
+}
+
+fn empty_folder(path: &Path) -> Result<PathBuf, RunFolderError> {
+    let failed = |source| RunFolderError::Create { path: path.to_owned(), source };
+    fs::create_dir_all(path).map_err(failed)?;
+    if fs::read_dir(path).map_err(failed)?.next().is_some() {
+        return Err(RunFolderError::Occupied { path: path.to_owned() });
+    }
+    Ok(path.to_owned())
+}
+
+/// Creates the first of `NAME-001`, `NAME-002`, … that does not exist. Two runs that start together get two folders.
+fn next_folder(root: &Path, name: &str) -> Result<PathBuf, RunFolderError> {
+    let failed = |path: &Path, source| RunFolderError::Create { path: path.to_owned(), source };
+    fs::create_dir_all(root).map_err(|e| failed(root, e))?;
+    let name: String = name.chars().map(|c| if c.is_alphanumeric() || "-_.".contains(c) { c } else { '_' }).collect();
+    let mut number = 1u64;
+    loop {
+        let path = root.join(format!("{name}-{number:03}"));
+        match fs::create_dir(&path) {
+            Ok(()) => return Ok(path),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => number += 1,
+            Err(source) => return Err(failed(&path, source)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_are_numbered_and_never_shared() {
+        let root = tempfile::tempdir().unwrap();
+        for expected in ["a_b-001", "a_b-002"] {
+            assert_eq!(next_folder(root.path(), "a/b").unwrap(), root.path().join(expected));
+        }
+    }
+
+    #[test]
+    fn a_folder_with_content_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("deep").join("run");
+        drop(RunFolder::create(Some(&path), "x").unwrap());
+        let error = RunFolder::create(Some(&path), "x").unwrap_err().to_string();
+        assert!(error.contains("not empty"), "{error}");
+    }
+}
