@@ -5,18 +5,15 @@ use crate::proto::{LiteralProto, PrimitiveType};
 impl LiteralProto {
     /// Number of elements of `element_type` that the field for that type holds.
     ///
-    /// Types narrower than a byte are packed; what is counted then are the elements that
-    /// fit, so that a count is exact only up to the last byte. `None` for types without elements.
+    /// `None` for types without elements, and where the field ends in the middle of a number.
     #[must_use]
-    pub fn element_capacity(&self, element_type: PrimitiveType) -> Option<u64> {
+    pub fn element_count(&self, element_type: PrimitiveType) -> Option<u64> {
         use PrimitiveType as T;
         let (length, per_element) = match element_type {
             T::PRED => (self.preds.len(), 1),
-            T::S8 => (self.s8s.len(), 1),
             T::S16 => (self.s16s.len(), 2),
             T::S32 => (self.s32s.len(), 1),
             T::S64 => (self.s64s.len(), 1),
-            T::U8 => (self.u8s.len(), 1),
             T::U16 => (self.u16s.len(), 2),
             T::U32 => (self.u32s.len(), 1),
             T::U64 => (self.u64s.len(), 1),
@@ -26,18 +23,14 @@ impl LiteralProto {
             T::F64 => (self.f64s.len(), 1),
             T::C64 => (self.c64s.len(), 2),
             T::C128 => (self.c128s.len(), 2),
-            other => {
-                let bytes = self.packed_bytes(other)?.len() as u64;
-                return Some(bytes.saturating_mul(8) / other.bits().max(1));
-            }
+            other => (self.bytes_of(other)?.len(), 1),
         };
-        // An odd half of a number is no number; a count that says so fails every comparison.
         if length % per_element == 0 { u64::try_from(length / per_element).ok() } else { None }
     }
 
-    /// The bytes of an element type that is stored packed or one byte to an element.
+    /// The elements of a type of at most eight bits: one byte each, however narrow the type.
     #[must_use]
-    pub fn packed_bytes(&self, element_type: PrimitiveType) -> Option<&[u8]> {
+    pub fn bytes_of(&self, element_type: PrimitiveType) -> Option<&[u8]> {
         use PrimitiveType as T;
         Some(match element_type {
             T::S1 => &self.s1s,
@@ -60,15 +53,6 @@ impl LiteralProto {
             _ => return None,
         })
     }
-
-    /// Whether there are exactly as many elements as `count` of that type need.
-    #[must_use]
-    pub fn holds_exactly(&self, element_type: PrimitiveType, count: u64) -> bool {
-        match (element_type.bits(), self.packed_bytes(element_type)) {
-            (bits, Some(bytes)) => bytes.len() as u64 == count.saturating_mul(bits).div_ceil(8),
-            _ => self.element_capacity(element_type) == Some(count),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -76,15 +60,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn packed_types_are_counted_in_bytes() {
-        let literal = LiteralProto { s4s: vec![0; 2], bf16s: vec![0; 6], f32s: vec![0.0; 5], ..Default::default() };
-        let check = |element_type, counts: &[u64]| {
-            let held: Vec<_> = (0..=6).filter(|&n| literal.holds_exactly(element_type, n)).collect();
-            assert_eq!(held, counts, "{element_type}");
-        };
-        check(PrimitiveType::S4, &[3, 4]);
-        check(PrimitiveType::BF16, &[3]);
-        check(PrimitiveType::F32, &[5]);
-        check(PrimitiveType::TOKEN, &[]);
+    fn elements_are_counted_by_type() {
+        let literal = LiteralProto { s4s: vec![0; 2], bf16s: vec![0; 6], c64s: vec![0.0; 5], ..Default::default() };
+        let check = |element_type, count| assert_eq!(literal.element_count(element_type), count, "{element_type}");
+        check(PrimitiveType::S4, Some(2));
+        check(PrimitiveType::BF16, Some(3));
+        check(PrimitiveType::F32, Some(0));
+        check(PrimitiveType::C64, None);
+        check(PrimitiveType::TOKEN, None);
     }
 }

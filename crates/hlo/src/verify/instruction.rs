@@ -16,7 +16,7 @@ pub(super) struct Context<'a> {
     pub(super) parameters: &'a Parameters,
 }
 
-pub(super) fn check(context: &Context<'_>, instruction: &Instruction, report: &mut Report) {
+pub(super) fn check(context: &Context<'_>, instruction: &Instruction, report: &mut Report<'_>) {
     let &Context { module, computation, id, positions, parameters } = context;
     let mut refuse = |rule, message| report.instruction(rule, computation, instruction, message);
     let mut faults = Faults::default();
@@ -154,10 +154,11 @@ fn check_elements(shape: &ShapeProto, literal: &LiteralProto) -> Option<String> 
         return None;
     }
     let expected = shape.dimensions.iter().fold(1u64, |n, &d| n.saturating_mul(u64::try_from(d).unwrap_or(0)));
-    if literal.holds_exactly(element_type, expected) {
+    let found = literal.element_count(element_type);
+    if found == Some(expected) {
         return None;
     }
-    let found = literal.element_capacity(element_type).map_or_else(|| "half an".to_owned(), |n| n.to_string());
+    let found = found.map_or_else(|| "half an".to_owned(), |n| n.to_string());
     Some(format!("its literal holds {found} elements of {element_type}, its shape {expected}"))
 }
 

@@ -17,7 +17,8 @@ use std::fmt;
 
 use thiserror::Error;
 
-use crate::ir::{Computation, Instruction, InstructionId, Module};
+use crate::ir::{Computation, Instruction, Module};
+use crate::text;
 
 mod instruction;
 mod order;
@@ -199,7 +200,7 @@ impl fmt::Display for VerifyErrors {
 ///
 /// Where at least one is broken; the error holds all violations.
 pub fn verify(module: &Module) -> Result<(), VerifyErrors> {
-    let mut report = Report { violations: Vec::new() };
+    let mut report = Report { module, violations: Vec::new() };
     order::check_module(module, &mut report);
     let parameters = instruction::Parameters::new(module);
     for (id, computation) in module.computations() {
@@ -219,12 +220,13 @@ pub fn verify(module: &Module) -> Result<(), VerifyErrors> {
 }
 
 /// Collects violations.
-struct Report {
+struct Report<'a> {
+    module: &'a Module,
     violations: Vec<Violation>,
 }
 
-impl Report {
-    fn module(&mut self, rule: Rule, message: String) {
+impl Report<'_> {
+    fn whole(&mut self, rule: Rule, message: String) {
         self.violations.push(Violation { rule, computation: None, instruction: None, text: None, message });
     }
 
@@ -238,17 +240,14 @@ impl Report {
             rule,
             computation: Some(computation.name.clone()),
             instruction: Some(instruction.name.clone()),
-            text: Some(excerpt(computation, instruction)),
+            text: Some(excerpt(self.module, computation, instruction)),
             message,
         });
     }
 }
 
-fn excerpt(computation: &Computation, instruction: &Instruction) -> String {
-    let operand = |id: &InstructionId| computation.get(*id).map_or_else(|| "?".to_owned(), Instruction::to_string);
-    let operands: Vec<_> = instruction.operands.iter().take(EXCERPT / 2).map(operand).collect();
-    let shape = crate::ir::shape::Brief(&instruction.shape.0);
-    let text = format!("{instruction} = {shape} {}({})", instruction.opcode_name(), operands.join(", "));
+fn excerpt(module: &Module, computation: &Computation, instruction: &Instruction) -> String {
+    let text = text::print_instruction(module, computation, instruction, text::Preset::Snapshot);
     match text.char_indices().nth(EXCERPT) {
         Some((end, _)) => format!("{}...", text.get(..end).unwrap_or(&text)),
         None => text,

@@ -11,7 +11,7 @@ pub(super) type Positions = Vec<Option<usize>>;
 /// XLA keeps local ids in 31 bits and takes the largest one plus one.
 const LARGEST_LOCAL_ID: i64 = 0x7fff_fffe;
 
-pub(super) fn check_module(module: &Module, report: &mut Report) {
+pub(super) fn check_module(module: &Module, report: &mut Report<'_>) {
     let mut ids = HashMap::new();
     let mut computation_names = HashSet::new();
     let mut instruction_names = HashMap::new();
@@ -36,7 +36,7 @@ pub(super) fn check_module(module: &Module, report: &mut Report) {
     check_calls(module, report);
 }
 
-fn check_calls(module: &Module, report: &mut Report) {
+fn check_calls(module: &Module, report: &mut Report<'_>) {
     let mut positions: Positions = vec![None; module.arena.len()];
     for (position, id) in module.order().iter().enumerate() {
         if let Some(slot) = positions.get_mut(id.index()) {
@@ -45,7 +45,7 @@ fn check_calls(module: &Module, report: &mut Report) {
     }
     let position = |id: ComputationId| positions.get(id.index()).copied().flatten();
     if position(module.entry()).is_none() {
-        report.module(Rule::MissingComputation, "the entry computation is not part of the module's order".into());
+        report.whole(Rule::MissingComputation, "the entry computation is not part of the module's order".into());
     }
     let recursive = recursive_computations(module);
     for (id, computation) in module.computations() {
@@ -115,7 +115,7 @@ fn recursive_computations(module: &Module) -> HashSet<ComputationId> {
     found
 }
 
-pub(super) fn check_computation(computation: &Computation, report: &mut Report) -> Positions {
+pub(super) fn check_computation(computation: &Computation, report: &mut Report<'_>) -> Positions {
     let mut positions: Positions = vec![None; computation.arena.len()];
     if computation.order.is_empty() {
         report.computation(Rule::EmptyComputation, computation, "it has no instructions".into());
@@ -155,7 +155,7 @@ fn check_operands(
     instruction: &Instruction,
     position: usize,
     positions: &Positions,
-    report: &mut Report,
+    report: &mut Report<'_>,
 ) {
     let at = |id: &InstructionId| positions.get(id.index()).copied().flatten();
     let name = |id: &InstructionId| computation.get(*id).map_or_else(|| "?".to_owned(), Instruction::to_string);

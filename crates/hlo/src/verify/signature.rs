@@ -7,7 +7,7 @@ use crate::ir::shape::{Brief, compatible};
 use crate::ir::{Computation, Instruction, Module, Opcode, Shape};
 use crate::proto::{ProgramShapeProto, ShapeProto};
 
-pub(super) fn check_computation(computation: &Computation, report: &mut Report) {
+pub(super) fn check_computation(computation: &Computation, report: &mut Report<'_>) {
     let parameters = parameters(computation);
     for (expected, parameter) in (0i64..).zip(&parameters) {
         let number = parameter.attributes.parameter_number;
@@ -26,16 +26,16 @@ pub(super) fn check_computation(computation: &Computation, report: &mut Report) 
     }
 }
 
-pub(super) fn check_entry(module: &Module, report: &mut Report) {
+pub(super) fn check_entry(module: &Module, report: &mut Report<'_>) {
     let entry = module.entry_computation();
     let Some(root) = entry.root_instruction() else { return };
     let parameters = parameters(entry);
     let stated = module.header.host_program_shape.as_option();
     if let Some(message) = stale(stated, &parameters, &root.shape) {
-        report.module(Rule::HostProgramShape, format!("the module's `host_program_shape` {message}"));
+        report.whole(Rule::HostProgramShape, format!("the module's `host_program_shape` {message}"));
     }
     if let Some(message) = miscounted_names(stated) {
-        report.module(Rule::ParameterNames, format!("the module's `host_program_shape` {message}"));
+        report.whole(Rule::ParameterNames, format!("the module's `host_program_shape` {message}"));
     }
     check_aliases(module, &parameters, &root.shape, report);
 }
@@ -74,7 +74,7 @@ fn miscounted_names(stated: Option<&ProgramShapeProto>) -> Option<String> {
     (names != parameters).then(|| format!("has {names} parameter names for {parameters} parameters"))
 }
 
-fn check_aliases(module: &Module, parameters: &[&Instruction], root: &Shape, report: &mut Report) {
+fn check_aliases(module: &Module, parameters: &[&Instruction], root: &Shape, report: &mut Report<'_>) {
     let parameter_leaf = |number: i64, index: &[i64]| {
         let parameter = usize::try_from(number).ok().and_then(|n| parameters.get(n))?;
         leaf(&parameter.shape.0, index)
@@ -88,33 +88,33 @@ fn check_aliases(module: &Module, parameters: &[&Instruction], root: &Shape, rep
         let place = format!("the alias of output {output_index:?} with parameter {number} {inside:?}");
         let parameter = parameter_leaf(number, inside);
         if parameter.is_none() {
-            report.module(Rule::AliasParameter, format!("{place}: there is no such parameter"));
+            report.whole(Rule::AliasParameter, format!("{place}: there is no such parameter"));
         }
         let output = leaf(&root.0, output_index);
         if output.is_none() {
-            report.module(Rule::AliasOutput, format!("{place}: there is no such output"));
+            report.whole(Rule::AliasOutput, format!("{place}: there is no such output"));
         }
         if !aliased.insert((number, inside)) {
-            report.module(Rule::ParameterAliasedTwice, format!("{place}: the parameter is aliased already"));
+            report.whole(Rule::ParameterAliasedTwice, format!("{place}: the parameter is aliased already"));
         }
         if !outputs.insert(output_index) {
-            report.module(Rule::OutputAliasedTwice, format!("{place}: the output is aliased already"));
+            report.whole(Rule::OutputAliasedTwice, format!("{place}: the output is aliased already"));
         }
         if let (Some(parameter), Some(output)) = (parameter, output)
             && size(parameter) != size(output)
         {
             let message = format!("{place}: {} and {} differ in size", Brief(output), Brief(parameter));
-            report.module(Rule::AliasSize, message);
+            report.whole(Rule::AliasSize, message);
         }
     }
     let donors = module.header.buffer_donor.as_option();
     for entry in donors.into_iter().flat_map(|t| &t.entries) {
         let (number, inside) = (entry.parameter_number, &entry.parameter_shape_index);
         if parameter_leaf(number, inside).is_none() {
-            report.module(Rule::Donor, format!("parameter {number} {inside:?} is donated, and does not exist"));
+            report.whole(Rule::Donor, format!("parameter {number} {inside:?} is donated, and does not exist"));
         }
         if aliased.contains(&(number, inside)) {
-            report.module(Rule::DonorAliased, format!("parameter {number} {inside:?} is donated and aliased"));
+            report.whole(Rule::DonorAliased, format!("parameter {number} {inside:?} is donated and aliased"));
         }
     }
 }

@@ -3,6 +3,7 @@ use std::collections::BTreeSet;
 use super::*;
 use crate::PrimitiveType::{F32, PRED, S32};
 use crate::build::{Builder, ComparisonDirection};
+use crate::ir::InstructionId;
 use crate::ir::{AliasKind, ComputationId, Opcode, Shape};
 use crate::proto::HloInstructionProto;
 use crate::proto::hlo_buffer_donor_proto::BufferDonorEntryProto;

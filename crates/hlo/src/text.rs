@@ -1,1 +1,0 @@
-//! HLO text as XLA prints it.
