@@ -96,6 +96,9 @@ pub struct Gradient {
     pub eff: Value,
     /// Before clipping, unscaling and skipping.
     pub preclip: Value,
+    /// What statistics are taken of: before clipping and skipping like `preclip`, but after unscaling, so that a
+    /// loss scale does not show in its norm.
+    pub measured: Value,
     /// Before additions that do not depend on data too (weight decay, noise).
     pub raw: Value,
     /// Set where `eff` is the gradient times a constant only: by how much, and where it was seen.
@@ -327,6 +330,8 @@ pub enum Pairing {
     AliasTie,
     /// There was an equally cheap alternative and no alias entry; the order of inputs chose.
     OrderTie,
+    /// A random key that is derived from the only key among the inputs.
+    DerivedKey,
     /// The alias table alone says so.
     AliasOnly,
     /// Leaf of a loop's state.

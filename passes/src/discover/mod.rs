@@ -1,0 +1,393 @@
+//! Finding the train step in a module, without names and without training code.
+//!
+//! Analysis only; nothing is changed. The entry is read as a graph of arrays
+//! ([`graph`]), outputs are paired with the inputs they succeed ([`pair`]), data is
+//! followed ([`flow`]), states get their roles ([`roles`]), and each parameter's
+//! gradient is the last array of its shape through which all data reaches it
+//! ([`gradient`]). Names and metadata serve display alone: the answer is the same
+//! without them. What cannot be decided is refused with the candidates; no tensor is
+//! ever guessed.
+
+mod classify;
+mod dominance;
+mod error;
+mod flow;
+mod gradient;
+mod graph;
+mod pair;
+mod roles;
+mod update;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use hlo::{ComputationId, Module, Opcode, Shape};
+
+pub use error::{DiscoverError, Refusal, RefusalKind};
+
+use self::classify::Classifier;
+use self::flow::{Flow, StateNode};
+use self::gradient::{Finder, Outcome};
+use self::graph::{Graph, NodeId, Op};
+use self::pair::{CarryPaths, Pair, Pairs};
+use self::roles::Roles;
+use crate::step::{
+    Confidence, GradientStatus, LinkKind, Moment, MomentForm, MomentOf, Pairing, Parameter, State, StateClass,
+    StateRole, TrainStep,
+};
+
+/// The train step of `module`: of its entry, or of the loop inside that carries the parameters.
+///
+/// Calls need not be inlined, but only values of the entry (or of the loop body) can be named:
+/// run `inline-calls` first, save for bodies that must stay calls.
+///
+/// # Errors
+///
+/// Where no step is found, or the gradient of some parameter is not decided.
+pub fn discover(module: &Module) -> Result<TrainStep, DiscoverError> {
+    let entry = module.entry();
+    let graph = Graph::new(module, entry)?;
+    if graph.inputs.is_empty() || graph.outputs.is_empty() {
+        return Err(DiscoverError::NoStep {
+            module: module.name().to_owned(),
+            inputs: graph.inputs.len(),
+            outputs: graph.outputs.len(),
+        });
+    }
+    let alias: BTreeMap<usize, usize> = module.aliases().iter().map(|a| (a.output, a.parameter)).collect();
+    let pairs = pair::pair(&graph, &alias);
+    if pairs.pairs.iter().all(|p| graph.inputs.get(p.input) == graph.outputs.get(p.output)) {
+        return Err(DiscoverError::NoState {
+            inputs: graph.inputs.len(),
+            outputs: graph.outputs.len(),
+            hint: swallowing_call(&graph),
+        });
+    }
+    let flow = Flow::new(&graph, &pairs.pairs, &[]);
+    let roles = roles::assign(&flow, &pairs.carry);
+    if let Some((body, site)) = enclosing_loop(&flow, &roles, &pairs) {
+        return in_loop(module, &graph, &pairs, body, site);
+    }
+    let step = describe(&graph, &flow, roles, &pairs)?;
+    Ok(in_manual_computation(module, &graph, step))
+}
+
+/// The display name of an input: its tree path where the front end left one.
+fn display_name(graph: &Graph<'_>, id: NodeId) -> String {
+    let Some(instruction) = graph.instruction(id) else { return graph.display(id) };
+    let path = instruction.op_name();
+    match (path.is_empty(), instruction.shape.is_tuple()) {
+        (false, false) => path.to_owned(),
+        _ => graph.display(id),
+    }
+}
+
+fn swallowing_call(graph: &Graph<'_>) -> String {
+    let opaque = graph
+        .outputs
+        .iter()
+        .find(|&&o| graph.is(o, Opcode::CustomCall) && graph.inputs.iter().any(|&i| graph.dims(i) == graph.dims(o)));
+    match opaque.and_then(|&o| graph.instruction(o)) {
+        Some(call) => {
+            format!("; the opaque custom call {call} ({}) may hide an update", call.attributes.custom_call_target)
+        }
+        None => String::new(),
+    }
+}
+
+/// The loop whose body is the step, when parameters are carried through a `while`: its leaf nodes by pair.
+fn enclosing_loop(flow: &Flow<'_, '_>, roles: &Roles, pairs: &Pairs) -> Option<(ComputationId, NodeId)> {
+    let graph = flow.graph;
+    roles.parameters.iter().find_map(|&p| {
+        let state = flow.floats.get(p)?;
+        let site = loop_on_path(graph, pairs.carry.get(state.pair.output)?, state.old)?;
+        let called = &graph.instruction(site)?.called;
+        let body = called.iter().copied().find(|&c| {
+            let root = graph.module.computation(c).and_then(hlo::Computation::root_instruction);
+            root.is_some_and(|r| r.shape.is_tuple())
+        })?;
+        Some((body, site))
+    })
+}
+
+fn loop_on_path(graph: &Graph<'_>, paths: &CarryPaths, input: NodeId) -> Option<NodeId> {
+    paths.trace(input).into_iter().rfind(|&n| graph.op(n) == Op::While)
+}
+
+/// The step inside a loop body, told in terms of the entry's inputs and outputs where they correspond.
+fn in_loop(
+    module: &Module,
+    outer: &Graph<'_>,
+    outer_pairs: &Pairs,
+    body: ComputationId,
+    site: NodeId,
+) -> Result<TrainStep, DiscoverError> {
+    let graph = Graph::new(module, body)?;
+    let count = graph.inputs.len().min(graph.outputs.len());
+    let pairs: Vec<Pair> = (0..count).map(|k| Pair { input: k, output: k, how: Pairing::LoopCarried }).collect();
+    let carry = graph.outputs.iter().map(|&o| CarryPaths::to(&graph, o)).collect();
+    let pairs = Pairs { pairs, carry };
+    let same = |k: &usize| graph.inputs.get(*k) == graph.outputs.get(*k);
+    let invariant: Vec<usize> = (0..count).filter(same).collect();
+    let flow = Flow::new(&graph, &pairs.pairs, &invariant);
+    let roles = roles::assign(&flow, &pairs.carry);
+    let mut step = describe(&graph, &flow, roles, &pairs)?;
+    // Leaf k of the loop is what the entry's pair through it carries.
+    let loop_id = outer.node(site).instruction;
+    let mut leaves: BTreeMap<usize, Pair> = BTreeMap::new();
+    for pair in &outer_pairs.pairs {
+        let Some(&input) = outer.inputs.get(pair.input) else { continue };
+        let on_path = outer_pairs.carry.get(pair.output).map(|c| c.trace(input)).unwrap_or_default();
+        let leaf = on_path.into_iter().find(|&n| outer.op(n) == Op::While && outer.node(n).instruction == loop_id);
+        if let Some(leaf) = leaf {
+            leaves.insert(outer.node(leaf).leaf, *pair);
+        }
+    }
+    let name = |pair: &Pair| outer.inputs.get(pair.input).map(|&n| display_name(outer, n));
+    for parameter in &mut step.parameters {
+        if let Some(pair) = leaves.get(&parameter.input) {
+            parameter.name = name(pair).unwrap_or_else(|| parameter.name.clone());
+            (parameter.input, parameter.output) = (pair.input, pair.output);
+            parameter.master = parameter.master.map(|m| leaves.get(&m).map_or(m, |p| p.input));
+            for moment in &mut parameter.moments {
+                moment.input = leaves.get(&moment.input).map_or(moment.input, |p| p.input);
+            }
+        }
+    }
+    for state in &mut step.states {
+        if let Some(pair) = leaves.get(&state.input) {
+            state.name = name(pair).unwrap_or_else(|| state.name.clone());
+            (state.input, state.output) = (pair.input, pair.output);
+        }
+    }
+    step.parameters.sort_by_key(|p| p.input);
+    step.states.sort_by_key(|s| s.input);
+    step.inside_loop = outer.instruction(site).map(|i| i.name.clone());
+    step.loss = None;
+    step.notes.push(format!(
+        "the step is the body of the loop {}; what follows names instructions of {:?}",
+        outer.instruction(site).map(ToString::to_string).unwrap_or_default(),
+        module.computation(body).map(|c| c.name.as_str()).unwrap_or_default(),
+    ));
+    Ok(step)
+}
+
+/// Notes where the step's values live in a computation that must stay a call (`shard_map`).
+fn in_manual_computation(module: &Module, graph: &Graph<'_>, mut step: TrainStep) -> TrainStep {
+    let outside = graph.ids().map(|id| graph.node(id)).find(|n| {
+        n.computation != graph.computation
+            && !n.inner
+            && step.controlled().any(|(_, g)| g.eff.instruction == n.instruction)
+    });
+    if let Some(node) = outside
+        && let Some(manual) = module.computation(node.computation)
+        && manual.name.contains("manual_computation_body")
+    {
+        step.computation = node.computation;
+        step.notes.push(format!("the step runs per device inside {:?} (shard_map)", manual.name));
+    }
+    step
+}
+
+fn describe(graph: &Graph<'_>, flow: &Flow<'_, '_>, roles: Roles, pairs: &Pairs) -> Result<TrainStep, DiscoverError> {
+    if roles.parameters.is_empty() && roles.refusals.is_empty() {
+        return Err(DiscoverError::NoParameters {
+            states: flow.states.len(),
+            reason: no_parameter_reason(flow, &roles),
+        });
+    }
+    let mut refusals = roles.refusals.clone();
+    let float_index: BTreeMap<NodeId, usize> = flow.floats.iter().enumerate().map(|(k, s)| (s.old, k)).collect();
+    let mut finder = Finder::new(flow, &roles, &pairs.carry);
+    let mut parameters = Vec::new();
+    // Tensors first: what their updates take in from the side is no flow for scalars.
+    for &p in &roles.parameters {
+        let Some(state) = flow.floats.get(p) else { continue };
+        let outcome = finder.find(p);
+        if let Outcome::Refused(refusal) = outcome {
+            refusals.push(refusal);
+            continue;
+        }
+        parameters.push(parameter(flow, &roles, p, state, outcome));
+    }
+    if !refusals.is_empty() {
+        return Err(DiscoverError::Refused(refusals));
+    }
+    for (&k, reason) in &roles.untrained {
+        let Some(state) = flow.floats.get(k) else { continue };
+        // A scalar that only scales the loss is a state of the optimizer, not a tensor without a gradient.
+        if graph.is_scalar(state.old) && state.new != state.old {
+            continue;
+        }
+        parameters.push(parameter(flow, &roles, k, state, Outcome::Absent(reason.clone())));
+    }
+    for &k in &roles.unused {
+        let Some(state) = flow.floats.get(k) else { continue };
+        let reason = "unused: no loss depends on it, and no data reaches its new value".to_owned();
+        parameters.push(parameter(flow, &roles, k, state, Outcome::Absent(reason)));
+    }
+    parameters.sort_by_key(|p| p.input);
+    let classifier = Classifier::new(flow, &roles);
+    let states = flow
+        .states
+        .iter()
+        .map(|s| {
+            let verdict = classifier.classify(s, float_index.get(&s.old).copied());
+            State {
+                name: display_name(graph, s.old),
+                input: s.pair.input,
+                output: s.pair.output,
+                value: graph.value(s.old),
+                new_value: graph.value(s.new),
+                shape: Shape(graph.node(s.old).shape.clone()),
+                role: verdict.role,
+                class: verdict.class,
+                reason: verdict.reason,
+                pairing: s.pair.how,
+            }
+        })
+        .collect();
+    let mut notes = flow.notes.clone();
+    notes.extend(roles.notes.iter().cloned());
+    let step = TrainStep {
+        computation: graph.computation,
+        inside_loop: None,
+        parameters,
+        states,
+        batch: flow.batch.clone(),
+        loss: roles.loss,
+        notes,
+    };
+    Ok(with_notes(step))
+}
+
+fn no_parameter_reason(flow: &Flow<'_, '_>, roles: &Roles) -> String {
+    if let Some((&k, reason)) = roles.untrained.iter().next() {
+        let name = flow.floats.get(k).map(|s| display_name(flow.graph, s.old)).unwrap_or_default();
+        return format!("{name}: {reason}");
+    }
+    if flow.floats.is_empty() {
+        return "none of them is floating-point".into();
+    }
+    if !flow.states.iter().any(|s| flow.tainted[s.new]) {
+        return "no new value depends on data".into();
+    }
+    "no output that depends on data (a loss) depends on any of them".into()
+}
+
+/// Remarks about the whole step that follow from its parts.
+fn with_notes(mut step: TrainStep) -> TrainStep {
+    let ties = step.states.iter().filter(|s| s.pairing == Pairing::AliasTie).count();
+    if ties > 0 {
+        step.notes.push(format!("{ties} state(s) were paired with their outputs by the alias table alone after a tie"));
+    }
+    let guesses: Vec<_> =
+        step.states.iter().filter(|s| s.pairing == Pairing::OrderTie).map(|s| s.name.as_str()).collect();
+    if !guesses.is_empty() {
+        step.notes.push(format!(
+            "equally good pairings of inputs and outputs were decided by their order: {}",
+            guesses.join(", ")
+        ));
+    }
+    let both: Vec<_> = step.states.iter().filter(|s| s.class == StateClass::Both).map(|s| s.name.as_str()).collect();
+    if !both.is_empty() {
+        step.notes.push(format!(
+            "{} corrects moments and drives a schedule at once; a gate holds it unless the policy says otherwise",
+            both.join(", ")
+        ));
+    }
+    if step.states.iter().any(|s| s.role == StateRole::AccumulationCounter) {
+        step.notes
+            .push("gradients are accumulated over several calls: `eff` is the gradient of one micro-batch".into());
+    }
+    step
+}
+
+fn parameter(flow: &Flow<'_, '_>, roles: &Roles, p: usize, state: &StateNode, outcome: Outcome) -> Parameter {
+    let graph = flow.graph;
+    let master = roles.masters.get(&p).and_then(|&m| flow.floats.get(m));
+    let updated = master.unwrap_or(state);
+    let update = update::update(flow, updated.old, updated.new);
+    let mut reasons = Vec::new();
+    let mut confidence = Confidence::Strong;
+    let mut weaken = |reason: String| {
+        confidence = Confidence::Weak;
+        reasons.push(reason);
+    };
+    match updated.pair.how {
+        Pairing::Carry | Pairing::LoopCarried | Pairing::DerivedKey => {}
+        Pairing::AliasTie => weaken("its output was told from an equally good one by the alias table".into()),
+        Pairing::OrderTie => weaken("its output was told from an equally good one by the order of inputs".into()),
+        Pairing::AliasOnly => weaken("its output is known from the alias table only".into()),
+    }
+    let found = match &outcome {
+        Outcome::Found(found) => Some(found.clone()),
+        _ => None,
+    };
+    if let Some(found) = &found {
+        if let Some(scale) = &found.constant_scale {
+            weaken(format!(
+                "known up to a constant only: {} multiplies by {}, which may be the optimizer's or the gradient's own",
+                scale.instruction, scale.factor
+            ));
+        }
+        if found.peeled > 0 {
+            reasons.push(format!("{} learning-rate factor(s) were taken off", found.peeled));
+        }
+    }
+    if let Some(master) = master {
+        reasons.push(format!("updated through its wide copy {}", display_name(graph, master.old)));
+    }
+    let moments: Vec<Moment> = roles
+        .groups
+        .get(&p)
+        .into_iter()
+        .flatten()
+        .filter_map(|&s| {
+            let owner = flow.floats.get(s)?;
+            let m = update::moment(flow, found.as_ref(), s);
+            flow.data[owner.new].then_some(Moment { input: owner.pair.input, form: m.form, of: m.of, decay: m.decay })
+        })
+        .collect();
+    if found.is_some() {
+        reasons.push(match moments.len() {
+            0 => "every path from the data to its new value runs through the gradient".into(),
+            n => format!("every path from the data to its new value and to {n} state(s) runs through the gradient"),
+        });
+    }
+    let gradient = match outcome {
+        Outcome::Found(found) => found.into_step(flow),
+        Outcome::Absent(reason) => GradientStatus::Absent { reason },
+        Outcome::Refused(refusal) => GradientStatus::Absent { reason: refusal.to_string() },
+    };
+    if let GradientStatus::Found(gradient) = &gradient {
+        let kinds: BTreeSet<LinkKind> = gradient.links.iter().flat_map(|l| l.kinds.iter().copied()).collect();
+        if kinds.contains(&LinkKind::AddUntainted) {
+            reasons.push("weight decay or noise is added to the gradient: see `raw`".into());
+        }
+        if kinds.contains(&LinkKind::SelfNorm) {
+            reasons.push("the gradient is rescaled by its own norm: see `preclip`".into());
+        }
+    }
+    Parameter {
+        name: display_name(graph, state.old),
+        input: state.pair.input,
+        output: state.pair.output,
+        value: graph.value(state.old),
+        new_value: graph.value(state.new),
+        shape: Shape(graph.node(state.old).shape.clone()),
+        master: master.map(|m| m.pair.input),
+        gradient,
+        update: update.into_step(graph),
+        moments,
+        confidence,
+        reasons,
+    }
+}
+
+/// Whether the parameter has a first moment whose coefficient could be scaled.
+#[must_use]
+pub fn has_momentum(parameter: &Parameter) -> bool {
+    parameter.moments.iter().any(|m| {
+        m.of == MomentOf::Gradient && matches!(m.form, MomentForm::Ema | MomentForm::HeavyBall | MomentForm::Scaled)
+    })
+}
