@@ -9,5 +9,8 @@ pub mod bundle;
 pub mod data;
 pub mod engine;
 pub mod files;
+pub mod model;
 pub mod plugin;
+pub mod report;
 pub mod train;
+pub mod verify;

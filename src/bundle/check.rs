@@ -7,9 +7,11 @@
 use std::collections::HashMap;
 
 use hlo::{Module, Shape};
+use passes::ControllerLayout;
+use passes::layout::{ArrayKind, LAYOUT_FORMAT_VERSION, length};
 use thiserror::Error;
 
-use super::manifest::{Data, Eval, Init, Input, InputRole, Manifest, Output, OutputRole};
+use super::manifest::{Controller, Data, Eval, Init, Input, InputRole, Manifest, Output, OutputRole};
 
 /// A contradiction. `place` is the path in the manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -53,10 +55,10 @@ pub fn check(manifest: &Manifest, module: &Module) -> Result<(), CheckError> {
     {
         return refuse(format!("eval.inputs[{position}]"), beyond_inputs(manifest));
     }
-    match &manifest.data {
-        Some(data) => check_data(manifest, data),
-        None => Ok(()),
+    if let Some(data) = &manifest.data {
+        check_data(manifest, data)?;
     }
+    check_controller(manifest)
 }
 
 fn check_inputs(manifest: &Manifest, module: &Module) -> Result<(), CheckError> {
@@ -215,6 +217,54 @@ fn check_data(manifest: &Manifest, data: &Data) -> Result<(), CheckError> {
     Ok(())
 }
 
+/// Whether the controller's arrays are where its layout says.
+fn check_controller(manifest: &Manifest) -> Result<(), CheckError> {
+    let expected_inputs: Vec<_> =
+        (0..).zip(&manifest.inputs).filter(|(_, i)| matches!(i.role, InputRole::Control | InputRole::Policy)).collect();
+    let expected_outputs: Vec<_> = (0..)
+        .zip(&manifest.outputs)
+        .filter(|(_, o)| matches!(o.role, OutputRole::Control | OutputRole::Telemetry))
+        .collect();
+    let Some(Controller { layout, .. }) = &manifest.controller else {
+        return match (expected_inputs.first(), expected_outputs.first()) {
+            (Some((index, _)), _) => {
+                refuse(format!("inputs[{index}].role"), "there is no `controller` that it belongs to")
+            }
+            (_, Some((index, _))) => {
+                refuse(format!("outputs[{index}].role"), "there is no `controller` that it belongs to")
+            }
+            (None, None) => Ok(()),
+        };
+    };
+    if layout.format_version != LAYOUT_FORMAT_VERSION {
+        return refuse(
+            "controller.layout.format_version",
+            format!("{}, and this program reads {LAYOUT_FORMAT_VERSION}; inject again", layout.format_version),
+        );
+    }
+    let input_role = |kind| if kind == ArrayKind::Policy { InputRole::Policy } else { InputRole::Control };
+    let output_role = |kind| if kind == ArrayKind::Telemetry { OutputRole::Telemetry } else { OutputRole::Control };
+    let inputs_agree = layout.inputs.len() == expected_inputs.len()
+        && layout.inputs.iter().zip(&expected_inputs).all(|(said, (index, input))| {
+            let array = Shape::array(input.dtype.primitive(), &said.dims);
+            said.parameter == *index
+                && input_role(said.kind) == input.role
+                && self::array(input).same_array(&array)
+                && elements(layout, said.kind) as u64 == array.num_elements()
+        });
+    if !inputs_agree {
+        return refuse("controller.layout.inputs", "they are not the inputs of role control and policy");
+    }
+    let outputs_agree = layout.outputs.len() == expected_outputs.len()
+        && layout.outputs.iter().zip(&expected_outputs).all(|(said, (index, output))| {
+            said.output == *index && output_role(said.kind) == output.role && output.shape == said.dims
+        });
+    if !outputs_agree {
+        return refuse("controller.layout.outputs", "they are not the outputs of role control and telemetry");
+    }
+    Ok(())
+}
+
 /// Compares `init` with its module.
 ///
 /// # Errors
@@ -276,6 +326,16 @@ pub fn check_eval_module(manifest: &Manifest, eval: &Eval, module: &Module) -> R
             format!("{} must return one floating scalar, it returns {} values", eval.file, other.len()),
         ),
     }
+}
+
+/// Number of elements of one of the controller's arrays.
+fn elements(layout: &ControllerLayout, kind: ArrayKind) -> usize {
+    length(match kind {
+        ArrayKind::Policy => &layout.policy,
+        ArrayKind::State => &layout.state,
+        ArrayKind::Counters => &layout.counters,
+        ArrayKind::Telemetry => &layout.telemetry,
+    })
 }
 
 /// The shapes of what a module returns.

@@ -47,6 +47,13 @@ impl Dtype {
         NAMES.iter().any(|&(_, p)| p == primitive).then_some(Self(primitive))
     }
 
+    /// The dtype of a device's element type; `None` for what no array in a manifest can have.
+    #[must_use]
+    pub fn from_element_type(element_type: ElementType) -> Option<Self> {
+        let name = element_type.to_string();
+        NAMES.iter().find(|(_, p)| p.name() == name).map(|&(_, p)| Self(p))
+    }
+
     /// XLA's type.
     #[must_use]
     pub fn primitive(self) -> PrimitiveType {
@@ -98,6 +105,7 @@ mod tests {
             assert_eq!(json, format!("{name:?}"));
             assert_eq!(serde_json::from_str::<Dtype>(&json).unwrap(), dtype);
             assert_eq!(dtype.element_type().unwrap().to_string(), primitive.name());
+            assert_eq!(Dtype::from_element_type(dtype.element_type().unwrap()), Some(dtype));
         }
     }
 

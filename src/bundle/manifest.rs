@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::io;
 
+use passes::{ControllerLayout, Policy};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -169,10 +170,10 @@ pub enum DataKind {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Controller {
-    /// The policy, as TOML.
-    pub policy: String,
+    /// The policy it was injected with.
+    pub policy: Policy,
     /// Where its state, policy numbers and telemetry are among inputs and outputs.
-    pub layout: serde_json::Value,
+    pub layout: ControllerLayout,
 }
 
 /// Why text is no manifest.

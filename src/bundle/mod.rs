@@ -4,6 +4,7 @@
 //! modules, see [`check`]. Nothing outside the folder is ever read.
 
 pub mod check;
+mod derive;
 mod dtype;
 pub mod manifest;
 
@@ -15,6 +16,7 @@ use hlo::Module;
 use thiserror::Error;
 
 pub use check::CheckError;
+pub use derive::derive;
 pub use dtype::Dtype;
 pub use manifest::{Manifest, ManifestError};
 

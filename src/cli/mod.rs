@@ -3,9 +3,11 @@
 //! A command returns what it wants to say on failure as one chain of causes, which `main` prints as one
 //! paragraph. Results go to standard output, progress and errors to standard error.
 
+mod inject;
+mod inspect;
 mod plugin;
 mod progress;
-//mod show;
+mod show;
 mod train;
 
 use std::process::ExitCode;
@@ -31,10 +33,14 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Show the train step in a module: parameters, gradients, updates, moments, states.
+    Inspect(inspect::Arguments),
+    /// Put the controller into a train step.
+    Inject(inject::Arguments),
     /// Train a model bundle on text, under control.
     Train(train::Arguments),
-    // Print a module as HLO text.
-    //Show(show::Arguments),
+    /// Print a module as HLO text.
+    Show(show::Arguments),
     /// List or fetch PJRT plugins.
     Plugin(plugin::Arguments),
 }
@@ -56,8 +62,10 @@ impl Cli {
     /// Why it could not; the chain of causes is for a person to read.
     pub(crate) fn run(self) -> anyhow::Result<Outcome> {
         match self.command {
+            Command::Inspect(arguments) => inspect::run(&arguments),
+            Command::Inject(arguments) => inject::run(&arguments),
             Command::Train(arguments) => train::run(arguments),
-            //Command::Show(arguments) => show::run(&arguments),
+            Command::Show(arguments) => show::run(&arguments),
             Command::Plugin(arguments) => plugin::run(&arguments),
         }
     }

@@ -16,6 +16,7 @@ pub(super) struct Progress {
     bar: Option<ProgressBar>,
     terminal: bool,
     steps: u64,
+    refused: u64,
     start: Instant,
     last_line: Instant,
 }
@@ -23,7 +24,7 @@ pub(super) struct Progress {
 impl Progress {
     pub(super) fn new() -> Self {
         let now = Instant::now();
-        Self { bar: None, terminal: std::io::stderr().is_terminal(), steps: 0, start: now, last_line: now }
+        Self { bar: None, terminal: std::io::stderr().is_terminal(), steps: 0, refused: 0, start: now, last_line: now }
     }
 
     fn line(&self, record: &StepRecord) {
@@ -31,7 +32,7 @@ impl Progress {
         let elapsed = self.start.elapsed().as_secs_f64();
         let rate = done as f64 / elapsed.max(1e-9);
         let left = self.steps.saturating_sub(done) as f64 / rate;
-        eprintln!("step {done}/{}  {}  {rate:.1} steps/s  ETA {left:.0} s", self.steps, describe(record));
+        eprintln!("step {done}/{}  {}  {rate:.1} steps/s  ETA {left:.0} s", self.steps, describe(record, self.refused));
     }
 }
 
@@ -55,8 +56,9 @@ impl Observer for Progress {
     }
 
     fn step(&mut self, record: &StepRecord) {
+        self.refused += u64::from(record.control.as_ref().is_some_and(|c| c.gate.is_some()));
         if let Some(bar) = &self.bar {
-            bar.set_message(describe(record));
+            bar.set_message(describe(record, self.refused));
             bar.set_position(record.step + 1);
         } else if self.last_line.elapsed() >= LINE_EVERY || record.step + 1 == self.steps {
             self.last_line = Instant::now();
@@ -71,6 +73,11 @@ impl Observer for Progress {
     }
 }
 
-fn describe(record: &StepRecord) -> String {
-    record.loss.map_or("loss not finite".to_owned(), |loss| format!("loss {loss:.4}"))
+fn describe(record: &StepRecord, refused: u64) -> String {
+    let mut text = record.loss.map_or("loss not finite".to_owned(), |loss| format!("loss {loss:.4}"));
+    if let Some(control) = &record.control {
+        let entropy = control.entropy.map_or("-".to_owned(), |e| format!("{e:.3}"));
+        text += &format!("  entropy {entropy}  refused {refused}");
+    }
+    text
 }

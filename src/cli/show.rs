@@ -5,17 +5,18 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{Outcome, print};
-use entropic::bundle::{self, Bundle};
+use entropic::model::Model;
+use hlo::text::Preset;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// A serialized HloModuleProto, or a bundle (its step is shown).
+    #[arg(value_name = "MODEL")]
     file: PathBuf,
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
-    let module =
-        if arguments.file.is_dir() { Bundle::open(&arguments.file)?.module } else { bundle::read_module(&arguments.file)? };
-    print(&hlo::text::print(&module))?;
+    let model = Model::open(&arguments.file)?;
+    print(&hlo::text::print(model.module(), Preset::Canonical))?;
     Ok(Outcome::Done)
 }

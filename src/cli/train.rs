@@ -6,9 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, bail};
 use clap::Args;
 
+use super::inject::read_policy;
 use super::{Outcome, print, progress::Progress, table};
 use entropic::bundle::Bundle;
-use entropic::train::{self, Ending, Options, Summary};
+use entropic::model::Model;
+use entropic::train::{self, Ending, Gates, Options, Summary};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -48,7 +50,21 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<Outcome> {
             arguments.model.display()
         );
     }
+    let policy = arguments.policy.as_deref().map(|path| read_policy(Some(path))).transpose()?;
     let bundle = Bundle::open(&arguments.model)?;
+    let (bundle, policy) = match (bundle.manifest.controller.is_some(), arguments.no_control) {
+        (true, true) => bail!(
+            "{} has a controller, so it cannot be trained without; train the bundle it was injected into",
+            arguments.model.display()
+        ),
+        // Numbers of another policy need no other program.
+        (true, false) => (bundle, policy),
+        (false, true) => (bundle, None),
+        (false, false) => {
+            let policy = policy.unwrap_or_default();
+            (Model::Bundle(Box::new(bundle)).inject(&policy)?, None)
+        }
+    };
     ctrlc::set_handler(|| {
         if INTERRUPT.swap(true, Ordering::Relaxed) {
             std::process::exit(130);
@@ -58,6 +74,7 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<Outcome> {
     .context("cannot listen for Ctrl-C")?;
     let options = Options {
         bundle,
+        policy,
         data: arguments.data,
         steps: arguments.steps,
         seed: arguments.seed,
@@ -69,7 +86,13 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<Outcome> {
     match summary.ending {
         Ending::Complete => Ok(Outcome::Done),
         Ending::Interrupted => Ok(Outcome::Interrupted),
-        Ending::Stopped => bail!("the controller stopped the run"),
+        Ending::Stopped => bail!(
+            "the controller stopped the run after {} steps: too many steps in a row had gradients that were not finite (the \
+             policy's gate.max_pause), so training would not have recovered; {} shows where it began. Lower the learning \
+             rate, or look at the data of those steps",
+            summary.steps,
+            summary.folder.join("metrics.jsonl").display()
+        ),
     }
 }
 
@@ -84,6 +107,20 @@ fn report(summary: &Summary) -> String {
     table.add_row(["held-out loss after".to_owned(), loss(summary.held_out_after) + &change]);
     table.add_row(["steps".to_owned(), summary.steps.to_string()]);
     table.add_row(["steps/s".to_owned(), format!("{:.2}", summary.steps_per_second)]);
+    match &summary.gates {
+        Some(Gates { non_finite: 0, norm: 0, other: 0, .. }) => table.add_row(["updates refused", "none"]),
+        Some(Gates { non_finite, norm, other, rearmed }) => table.add_row([
+            "updates refused".to_owned(),
+            format!(
+                "{} (not finite {non_finite}, norm {norm}, other {other}; re-armed {rearmed})",
+                non_finite + norm + other
+            ),
+        ]),
+        None => table.add_row(["updates refused", "not controlled"]),
+    };
+    if summary.non_finite_losses > 0 {
+        table.add_row(["losses not finite".to_owned(), summary.non_finite_losses.to_string()]);
+    }
     table.add_row(["run".to_owned(), summary.folder.display().to_string()]);
     format!("{table}\n")
 }

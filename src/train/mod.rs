@@ -15,6 +15,8 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use passes::PolicyError;
+use passes::telemetry::{Telemetry, TelemetryError};
 use serde::Serialize;
 use thiserror::Error;
 
@@ -25,7 +27,7 @@ use crate::files::WriteError;
 
 pub use batch::{BatchMaker, decode_scalar};
 pub use run_folder::{RunFolder, RunFolderError};
-pub use setup::{Options, Setup};
+pub use setup::{ControllerArray, Options, Setup, TelemetryReader, controller_arrays};
 pub use stepper::{Evaluator, Launched, Stepper};
 
 /// Steps that may be under way at a time.
@@ -40,6 +42,89 @@ pub struct StepRecord {
     pub loss: Option<f64>,
     /// Seconds from the first launch to the moment the host had read this step.
     pub seconds: f64,
+    /// What the controller reports, where there is one.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub control: Option<ControlRecord>,
+}
+
+/// What the controller reports of one step. What is absent or not finite is `null`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ControlRecord {
+    /// Entropy of the whole gradient, in \[0, 1\].
+    pub entropy: Option<f32>,
+    /// Its mean over the last accepted steps.
+    pub smoothed: Option<f32>,
+    /// Its target, once there is one.
+    pub target: Option<f32>,
+    /// Norm of the whole gradient, before clipping.
+    pub norm: f32,
+    /// The norm above which the step would have been refused, where the norm gate was armed.
+    pub norm_threshold: Option<f32>,
+    /// Why the update was refused; `null` where it was applied.
+    pub gate: Option<GateReason>,
+    /// Whether the norm gate was re-armed by this step.
+    pub rearmed: bool,
+    /// Whether targets were calibrated by this step.
+    pub calibrated: bool,
+    /// Whether the controller asks for the end of the run.
+    pub stop: bool,
+    /// Accepted steps so far.
+    pub accepted: u64,
+    /// Steps with a non-finite gradient so far.
+    pub non_finite: u64,
+    /// Steps refused for their norm so far.
+    pub refused_norm: u64,
+    /// How often the norm gate was re-armed so far.
+    pub rearmings: u64,
+    /// Entropy of each tensor's gradient; the names are in `run.json`.
+    pub tensor_entropy: Vec<Option<f32>>,
+    /// Norm of each tensor's gradient.
+    pub tensor_norm: Vec<f32>,
+    /// Scale of each tensor's update.
+    pub tensor_scale: Vec<f32>,
+}
+
+/// Why an update was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GateReason {
+    /// Some gradient held NaN or infinity.
+    NonFinite,
+    /// The norm of the gradient was extraordinary.
+    Norm,
+    /// The controller does not say.
+    Other,
+}
+
+impl From<Telemetry> for ControlRecord {
+    fn from(t: Telemetry) -> Self {
+        let gate = match (t.applied, t.finite, t.norm_exceeded) {
+            (true, ..) => None,
+            (false, false, _) => Some(GateReason::NonFinite),
+            (false, true, true) => Some(GateReason::Norm),
+            (false, true, false) => Some(GateReason::Other),
+        };
+        // The device counts in f32; no count is negative.
+        let count = |value: f32| value as u64;
+        Self {
+            entropy: t.global.entropy,
+            smoothed: t.global.smoothed,
+            target: t.global.target,
+            norm: t.global.norm,
+            norm_threshold: t.norm_threshold,
+            gate,
+            rearmed: t.rearmed,
+            calibrated: t.calibrated,
+            stop: t.stop,
+            accepted: count(t.accepted),
+            non_finite: count(t.non_finite),
+            refused_norm: count(t.refused_norm),
+            rearmings: count(t.rearmings),
+            tensor_entropy: t.tensors.iter().map(|m| m.entropy).collect(),
+            tensor_norm: t.tensors.iter().map(|m| m.norm).collect(),
+            tensor_scale: t.scales,
+        }
+    }
 }
 
 /// How a run ended.
@@ -75,9 +160,36 @@ pub struct Summary {
     pub steps_per_second: f64,
     /// Steps whose loss was not finite.
     pub non_finite_losses: u64,
+    /// What the gates did; `null` without a controller.
+    pub gates: Option<Gates>,
     /// The run's folder.
     #[serde(skip)]
     pub folder: PathBuf,
+}
+
+/// What the gates did over a run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Gates {
+    /// Updates refused because a gradient was not finite.
+    pub non_finite: u64,
+    /// Updates refused for the norm of the gradient.
+    pub norm: u64,
+    /// Updates refused for another reason.
+    pub other: u64,
+    /// How often the norm gate was re-armed.
+    pub rearmed: u64,
+}
+
+impl Gates {
+    fn count(&mut self, record: &ControlRecord) {
+        match record.gate {
+            None => {}
+            Some(GateReason::NonFinite) => self.non_finite += 1,
+            Some(GateReason::Norm) => self.norm += 1,
+            Some(GateReason::Other) => self.other += 1,
+        }
+        self.rearmed += u64::from(record.rearmed);
+    }
 }
 
 /// Why training did not start or did not end well.
@@ -103,6 +215,12 @@ pub enum TrainError {
     /// The run's folder.
     #[error(transparent)]
     Folder(#[from] RunFolderError),
+    /// The policy.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// Telemetry that cannot be read.
+    #[error(transparent)]
+    Telemetry(#[from] TelemetryError),
     /// A file of the run.
     #[error(transparent)]
     Write(#[from] WriteError),
@@ -140,7 +258,7 @@ impl Observer for Silent {
 /// See [`TrainError`]. Metrics of the steps that were read are on disk then.
 pub fn run(options: &Options, interrupt: &AtomicBool, observer: &mut dyn Observer) -> Result<Summary, TrainError> {
     let setup = Setup::new(options, observer)?;
-    let Setup { mut stepper, evaluator, mut batches, split, mut folder, loss_unit, loss } = setup;
+    let Setup { mut stepper, evaluator, mut batches, split, mut folder, loss_unit, loss, telemetry } = setup;
     let held_out = |batches: &mut BatchMaker, stepper: &Stepper| match &evaluator {
         Some(evaluator) => batches.held_out_loss(evaluator, stepper, &split),
         None => Ok(None),
@@ -153,10 +271,11 @@ pub fn run(options: &Options, interrupt: &AtomicBool, observer: &mut dyn Observe
     let start = Instant::now();
     let mut in_flight: VecDeque<(u64, Launched)> = VecDeque::with_capacity(IN_FLIGHT);
     let (mut done, mut non_finite_losses) = (0, 0);
+    let mut gates = telemetry.as_ref().map(|_| Gates::default());
     let mut ending = Ending::Complete;
     let mut next = 0;
     loop {
-        if next < options.steps && interrupt.load(Ordering::Relaxed) {
+        if next < options.steps && ending == Ending::Complete && interrupt.load(Ordering::Relaxed) {
             ending = Ending::Interrupted;
         }
         let launching = next < options.steps && ending == Ending::Complete;
@@ -173,7 +292,14 @@ pub fn run(options: &Options, interrupt: &AtomicBool, observer: &mut dyn Observe
         let loss = loss
             .and_then(|(position, element_type)| decode_scalar(report.get(position)?, element_type))
             .filter(|loss| loss.is_finite());
-        let record = StepRecord { step, loss, seconds: start.elapsed().as_secs_f64() };
+        let control = telemetry.as_ref().map(|t| t.read(&report)).transpose()?;
+        let record = StepRecord { step, loss, seconds: start.elapsed().as_secs_f64(), control };
+        if let (Some(gates), Some(control)) = (&mut gates, &record.control) {
+            gates.count(control);
+            if control.stop {
+                ending = Ending::Stopped;
+            }
+        }
         done += 1;
         non_finite_losses += u64::from(record.loss.is_none());
         folder.record(&record)?;
@@ -195,6 +321,7 @@ pub fn run(options: &Options, interrupt: &AtomicBool, observer: &mut dyn Observe
         seconds: seconds.as_secs_f64(),
         steps_per_second: rate(done, seconds),
         non_finite_losses,
+        gates,
         folder: folder.path().to_owned(),
     };
     folder.summary(&summary)?;

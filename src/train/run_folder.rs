@@ -13,6 +13,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use passes::Policy;
 use serde::Serialize;
 use thiserror::Error;
 
@@ -45,8 +46,7 @@ pub(super) struct RunDescription<'a> {
     pub(super) model: &'a str,
     pub(super) model_path: String,
     pub(super) module_sha256: String,
-    pub(super) controlled: bool,
-    pub(super) policy: Option<&'a str>,
+    pub(super) policy: Option<&'a Policy>,
     pub(super) tensors: Vec<&'a str>,
     pub(super) seed: u32,
     pub(super) steps: u64,

@@ -6,13 +6,16 @@
 use std::path::PathBuf;
 
 use hlo::PrimitiveType;
+use passes::layout::ArrayKind;
+use passes::telemetry::{Telemetry, TelemetryError};
+use passes::{ControllerLayout, Policy, PolicyError};
 use pjrt::Buffer;
 
 use super::batch::BatchMaker;
 use super::run_folder::{DataDescription, FORMAT_VERSION, PluginDescription, RunDescription, RunFolder};
 use super::stepper::{Evaluator, Stepper, device};
-use super::{Observer, TrainError};
-use crate::bundle::manifest::{InputRole, OutputRole};
+use super::{ControlRecord, Observer, TrainError};
+use crate::bundle::manifest::OutputRole;
 use crate::bundle::{Bundle, Dtype, check};
 use crate::data::{Corpus, Split};
 use crate::engine::Engine;
@@ -23,6 +26,8 @@ use crate::files;
 pub struct Options {
     /// The step, with or without a controller.
     pub bundle: Bundle,
+    /// Other policy numbers than those that the controller was injected with.
+    pub policy: Option<Policy>,
     /// Files and folders of text.
     pub data: Vec<PathBuf>,
     /// Number of steps.
@@ -52,6 +57,29 @@ pub struct Setup {
     pub loss_unit: String,
     /// Where the loss is among the arrays that the host reads, and its type.
     pub loss: Option<(usize, PrimitiveType)>,
+    /// How to read the controller's telemetry, where there is a controller.
+    pub telemetry: Option<TelemetryReader>,
+}
+
+/// Reads the controller's telemetry.
+#[derive(Debug)]
+pub struct TelemetryReader {
+    layout: ControllerLayout,
+    /// Position among the arrays that the host reads.
+    position: usize,
+}
+
+impl TelemetryReader {
+    /// Reads it out of what a step reports.
+    ///
+    /// # Errors
+    ///
+    /// Where it is of another layout.
+    pub fn read(&self, report: &[Vec<u8>]) -> Result<ControlRecord, TelemetryError> {
+        let bytes = report.get(self.position).map(Vec::as_slice).unwrap_or_default();
+        let values: Vec<f32> = bytes.as_chunks().0.iter().map(|chunk| f32::from_le_bytes(*chunk)).collect();
+        Telemetry::decode(&self.layout, &values).map(ControlRecord::from)
+    }
 }
 
 impl Setup {
@@ -99,9 +127,23 @@ impl Setup {
                 *slot = Some(value);
             }
         }
+        if let Some(controller) = &manifest.controller {
+            let policy = options.policy.as_ref().unwrap_or(&controller.policy);
+            for array in controller_arrays(&controller.layout, policy)? {
+                if let Some(slot) = state.get_mut(array.input) {
+                    *slot = Some(engine.upload(&array.bytes, array.dtype, &array.shape)?);
+                }
+            }
+        }
         let stepper = Stepper::new(step, manifest, state)?;
         let batches =
             BatchMaker::new(&engine, manifest, data).ok_or_else(|| untrainable("its batch input is missing"))?;
+        let telemetry = manifest.controller.as_ref().and_then(|controller| {
+            let is_telemetry =
+                |&output: &usize| manifest.outputs.get(output).is_some_and(|o| o.role == OutputRole::Telemetry);
+            let position = stepper.host_outputs().iter().position(is_telemetry)?;
+            Some(TelemetryReader { layout: controller.layout.clone(), position })
+        });
         let loss = stepper.host_outputs().iter().enumerate().find_map(|(position, &output)| {
             let output = manifest.outputs.get(output).filter(|o| o.role == OutputRole::Loss)?;
             Some((position, output.dtype.primitive()))
@@ -115,9 +157,8 @@ impl Setup {
             model: &manifest.name,
             model_path: bundle.folder.display().to_string(),
             module_sha256: files::sha256_hex(&bundle.module.export()),
-            controlled: manifest.inputs.iter().any(|i| i.role == InputRole::Control),
-            policy: manifest.controller.as_ref().map(|c| c.policy.as_str()),
-            tensors: Vec::new(),
+            policy: manifest.controller.as_ref().map(|c| options.policy.as_ref().unwrap_or(&c.policy)),
+            tensors: telemetry.iter().flat_map(|t| &t.layout.tensors).map(|t| t.name.as_str()).collect(),
             seed: options.seed,
             steps: options.steps,
             loss_unit: &data.loss_unit,
@@ -134,8 +175,44 @@ impl Setup {
                 platform: engine.platform(),
             },
         })?;
-        Ok(Self { stepper, evaluator, batches, split, folder, loss_unit: data.loss_unit.clone(), loss })
+        Ok(Self { stepper, evaluator, batches, split, folder, loss_unit: data.loss_unit.clone(), loss, telemetry })
     }
+}
+
+/// One of the arrays that the controller takes beside the step's own.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ControllerArray {
+    /// Its input number.
+    pub input: usize,
+    /// Type of its elements.
+    pub dtype: Dtype,
+    /// Dimensions.
+    pub shape: Vec<i64>,
+    /// Its elements, little-endian.
+    pub bytes: Vec<u8>,
+}
+
+/// The controller's inputs before the first step, in order: policy numbers, state, counters.
+///
+/// # Errors
+///
+/// Where the policy has another structure than the one that was injected.
+pub fn controller_arrays(layout: &ControllerLayout, policy: &Policy) -> Result<Vec<ControllerArray>, PolicyError> {
+    let floats = |values: Vec<f32>| values.into_iter().flat_map(f32::to_le_bytes).collect();
+    let integers = |values: Vec<i32>| values.into_iter().flat_map(i32::to_le_bytes).collect();
+    let mut arrays = Vec::new();
+    for input in &layout.inputs {
+        let (bytes, dtype) = match input.kind {
+            ArrayKind::Policy => (floats(layout.policy_vector(policy)?), PrimitiveType::F32),
+            ArrayKind::State => (floats(layout.initial_state()), PrimitiveType::F32),
+            ArrayKind::Counters => (integers(layout.initial_counters()), PrimitiveType::S32),
+            ArrayKind::Telemetry => continue,
+        };
+        if let Some(dtype) = Dtype::from_primitive(dtype) {
+            arrays.push(ControllerArray { input: input.parameter, dtype, shape: input.dims.clone(), bytes });
+        }
+    }
+    Ok(arrays)
 }
 
 /// An integer as the device wants it, cut to the width of its type.

@@ -1,0 +1,108 @@
+//! A manifest for a bare module, from what HLO carries and what discovery found.
+
+use std::collections::{BTreeMap, HashSet};
+
+use hlo::{Module, Shape};
+use passes::TrainStep;
+use passes::step::StateRole;
+
+use super::Dtype;
+use super::check::{CheckError, output_shapes};
+use super::manifest::{FORMAT_VERSION, Input, InputRole, Manifest, Output, OutputRole};
+
+/// Describes `module` as a bundle without init, eval and data. `file` is the name that the module will have.
+///
+/// Names are tree paths where the front end left them, else HLO names; a name that occurs twice gets a number.
+///
+/// # Errors
+///
+/// Where an input or output is no array of a type that a manifest can name.
+pub fn derive(module: &Module, step: &TrainStep, file: &str) -> Result<Manifest, CheckError> {
+    let entry = module.entry_computation();
+    let mut taken = HashSet::new();
+    let inputs = entry
+        .parameters()
+        .into_iter()
+        .enumerate()
+        .filter_map(|(number, id)| Some((number, entry.get(id)?)))
+        .map(|(number, instruction)| {
+            let name = match (step.state(number), instruction.op_name()) {
+                (Some(state), _) => state.name.clone(),
+                (None, "") => instruction.name.clone(),
+                (None, path) => path.to_owned(),
+            };
+            let (dtype, shape) = array(&format!("input {number} ({name})"), &instruction.shape)?;
+            Ok(Input { name: unique(&mut taken, name), dtype, shape, role: input_role(step, number) })
+        })
+        .collect::<Result<Vec<_>, CheckError>>()?;
+    let outputs = output_shapes(module)
+        .iter()
+        .enumerate()
+        .map(|(index, shape)| {
+            let (dtype, dims) = array(&format!("output {index}"), shape)?;
+            let input = step.states.iter().find(|s| s.output == index).map(|s| s.input);
+            let role = match input.and_then(|i| input_role(step, i).successor()) {
+                Some(role) => role,
+                None if step.loss == Some(index) && shape.is_scalar() && dtype.primitive().is_floating() => {
+                    OutputRole::Loss
+                }
+                None => OutputRole::Aux,
+            };
+            Ok(Output { name: format!("result[{index}]"), dtype, shape: dims, role, input })
+        })
+        .collect::<Result<_, CheckError>>()?;
+    Ok(Manifest {
+        format_version: FORMAT_VERSION,
+        name: module.name().to_owned(),
+        module: file.to_owned(),
+        inputs,
+        outputs,
+        init: None,
+        eval: None,
+        data: None,
+        target_platforms: Vec::new(),
+        versions: BTreeMap::new(),
+        controller: None,
+    })
+}
+
+fn input_role(step: &TrainStep, number: usize) -> InputRole {
+    match step.state(number).map(|s| s.role) {
+        None => InputRole::Batch,
+        Some(StateRole::Parameter | StateRole::LowPrecisionCopy) => InputRole::Param,
+        Some(StateRole::RngKey) => InputRole::Rng,
+        Some(
+            StateRole::Master
+            | StateRole::Moment
+            | StateRole::SharedMoment
+            | StateRole::BiasCorrectionCounter
+            | StateRole::ScheduleCounter
+            | StateRole::SharedCounter
+            | StateRole::AccumulationCounter
+            | StateRole::Hyperparameter,
+        ) => InputRole::Opt,
+        Some(_) => InputRole::State,
+    }
+}
+
+fn array(what: &str, shape: &Shape) -> Result<(Dtype, Vec<i64>), CheckError> {
+    match Dtype::from_primitive(shape.element_type()) {
+        Some(dtype) if shape.is_array() => Ok((dtype, shape.dims().to_vec())),
+        _ => Err(CheckError {
+            place: what.to_owned(),
+            message: format!(
+                "{shape} is no array that a manifest can describe; export the step with flat array arguments"
+            ),
+        }),
+    }
+}
+
+fn unique(taken: &mut HashSet<String>, name: String) -> String {
+    let mut candidate = name.clone();
+    let mut number = 1;
+    while !taken.insert(candidate.clone()) {
+        number += 1;
+        candidate = format!("{name}.{number}");
+    }
+    candidate
+}

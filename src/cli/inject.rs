@@ -1,0 +1,99 @@
+//! `entropic inject`: a controlled step out of an uncontrolled one.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use clap::Args;
+
+use super::{Outcome, print};
+use entropic::bundle::Bundle;
+use entropic::engine::Engine;
+use entropic::files;
+use entropic::model::Model;
+use entropic::verify;
+use passes::Policy;
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// The bundle or module to control.
+    model: PathBuf,
+    /// Where the result goes: a bundle's folder for a bundle; for a bare module a .hlo.pb file, with its manifest beside it
+    /// under the same name with .manifest.json.
+    #[arg(short, long, value_name = "OUT")]
+    output: PathBuf,
+    /// The controller's policy, a TOML file; the default policy if none is given.
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// Run both modules for 20 steps under a neutral policy and compare every output bit for bit; nothing is written
+    /// where they differ.
+    #[arg(long)]
+    verify: bool,
+    /// The plugin to verify on: a known name, or the path of a library.
+    #[arg(long, default_value = "cpu", value_name = "cpu|PATH", requires = "verify")]
+    plugin: String,
+}
+
+pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
+    let policy = read_policy(arguments.policy.as_deref())?;
+    let model = Model::open(&arguments.model)?;
+    let into_itself =
+        arguments.output.canonicalize().is_ok_and(|out| model.path().canonicalize().is_ok_and(|m| m == out));
+    if into_itself {
+        bail!("the output {} is the model itself; choose another path", arguments.output.display());
+    }
+    let injected = model.inject(&policy)?;
+    let mut text = String::new();
+    if arguments.verify {
+        let found = model.find()?;
+        let original = Bundle {
+            folder: injected.folder.clone(),
+            manifest: found.manifest.clone(),
+            module: model.module().clone(),
+        };
+        let engine = Engine::open(&arguments.plugin)?;
+        let verified = verify::verify(&engine, &original, &injected, &found.step)?;
+        text += &format!(
+            "verified on {}: {} outputs of {} steps are bit-identical ({} bytes){}\n",
+            engine.platform(),
+            verified.outputs,
+            verified.steps,
+            verified.bytes,
+            if verified.non_finite { "; some values were not finite, so this says less than it could" } else { "" }
+        );
+    }
+    let controlled = injected.manifest.controller.as_ref().map_or(0, |c| c.layout.tensors.len());
+    match &model {
+        Model::Bundle(_) => injected.save(&arguments.output)?,
+        Model::Bare { .. } => save_bare(injected, &arguments.output)?,
+    }
+    text += &format!("{}: {controlled} tensors under control\n", arguments.output.display());
+    print(&text)?;
+    Ok(Outcome::Done)
+}
+
+/// Reads a policy file; the default policy if there is none.
+pub(super) fn read_policy(path: Option<&Path>) -> anyhow::Result<Policy> {
+    let Some(path) = path else { return Ok(Policy::default()) };
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the policy {}", path.display()))?;
+    Policy::parse(&text).with_context(|| path.display().to_string())
+}
+
+/// Writes a module and its manifest beside it, or neither.
+fn save_bare(mut bundle: Bundle, output: &Path) -> anyhow::Result<()> {
+    let name = output.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let stem = name.strip_suffix(".hlo.pb").or_else(|| name.strip_suffix(".pb")).unwrap_or(&name);
+    let sidecar = output.with_file_name(format!("{stem}.manifest.json"));
+    bundle.manifest.module = name.clone();
+    let before = std::fs::read(&sidecar).ok();
+    files::write(&sidecar, bundle.manifest.to_json()?.as_bytes())?;
+    if let Err(error) = files::write(output, &bundle.module.export()) {
+        // Both or none: the sidecar goes back to what it was.
+        let restored = match before {
+            Some(bytes) => files::write(&sidecar, &bytes).is_ok(),
+            None => std::fs::remove_file(&sidecar).is_ok(),
+        };
+        let left = if restored { String::new() } else { format!("; {} was left behind", sidecar.display()) };
+        return Err(anyhow::Error::new(error).context(format!("nothing was injected{left}")));
+    }
+    Ok(())
+}

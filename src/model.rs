@@ -1,0 +1,208 @@
+//! What the commands take as MODEL: a bundle or a bare module, and the train step in it.
+
+use std::path::{Path, PathBuf};
+
+use hlo::Module;
+use passes::inject::{Discover, InjectOptions, inject_step};
+use passes::inline_calls::InlineCalls;
+use passes::layout::ArrayKind;
+use passes::{Context, InjectError, Pipeline, PipelineError, Policy, TrainStep};
+use thiserror::Error;
+
+use crate::bundle::manifest::{Controller, Input, InputRole, Output, OutputRole};
+use crate::bundle::{self, Bundle, BundleError, CheckError, Dtype, Manifest, check};
+
+/// A bundle or a bare module.
+#[derive(Debug, Clone)]
+pub enum Model {
+    /// A folder with a manifest.
+    Bundle(Box<Bundle>),
+    /// A serialized HloModuleProto.
+    Bare {
+        /// The file.
+        path: PathBuf,
+        /// The module.
+        module: Box<Module>,
+    },
+}
+
+/// A model with the train step that was found in it, its calls inlined.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// The module, calls inlined; ids of `step` belong to it.
+    pub module: Module,
+    /// The manifest: the bundle's, or one derived from the module.
+    pub manifest: Manifest,
+    /// The step. Names are the manifest's.
+    pub step: TrainStep,
+}
+
+/// Why a model is of no use.
+#[derive(Debug, Error)]
+pub enum ModelError {
+    /// It cannot be read.
+    #[error(transparent)]
+    Read(#[from] BundleError),
+    /// No step was found in it.
+    #[error("{}: {source}", path.display())]
+    Find {
+        /// The model.
+        path: PathBuf,
+        /// Why.
+        source: PipelineError,
+    },
+    /// Nothing was injected.
+    #[error("{}: {source}", path.display())]
+    Inject {
+        /// The model.
+        path: PathBuf,
+        /// Why.
+        source: InjectError,
+    },
+    /// No manifest can describe it.
+    #[error("{}: {source}", path.display())]
+    Describe {
+        /// The model.
+        path: PathBuf,
+        /// Why.
+        source: CheckError,
+    },
+    /// It has a controller.
+    #[error("{} has a controller already; inject into the original, or train this one as it is", path.display())]
+    Controlled {
+        /// The model.
+        path: PathBuf,
+    },
+}
+
+impl Model {
+    /// Reads a model.
+    ///
+    /// # Errors
+    ///
+    /// Where there is none, or it is damaged or contradicts itself.
+    pub fn open(path: &Path) -> Result<Self, ModelError> {
+        if path.is_dir() {
+            return Ok(Self::Bundle(Box::new(Bundle::open(path)?)));
+        }
+        let module = Box::new(bundle::read_module(path)?);
+        Ok(Self::Bare { path: path.to_owned(), module })
+    }
+
+    /// Where it was read from.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Bundle(bundle) => &bundle.folder,
+            Self::Bare { path, .. } => path,
+        }
+    }
+
+    /// The module as it was read.
+    #[must_use]
+    pub fn module(&self) -> &Module {
+        match self {
+            Self::Bundle(bundle) => &bundle.module,
+            Self::Bare { module, .. } => module,
+        }
+    }
+
+    /// Whether a controller is in it already, as far as can be told.
+    #[must_use]
+    pub fn is_controlled(&self) -> bool {
+        match self {
+            Self::Bundle(bundle) => bundle.manifest.controller.is_some(),
+            // The names that injection gives to what it appends.
+            Self::Bare { module, .. } => {
+                let entry = module.entry_computation();
+                entry.parameters().into_iter().any(|id| entry.get(id).is_some_and(|i| i.name.starts_with("entropic.")))
+            }
+        }
+    }
+
+    /// Inlines calls and finds the train step.
+    ///
+    /// # Errors
+    ///
+    /// Where there is none, or it is not decided.
+    pub fn find(&self) -> Result<Found, ModelError> {
+        let failed = |source| ModelError::Find { path: self.path().to_owned(), source };
+        let mut module = self.module().clone();
+        let mut context = Context::default();
+        Pipeline::new()
+            .with(InlineCalls)
+            .with(Discover)
+            .run(&mut module, &mut context, &mut |_, _, _| {})
+            .map_err(failed)?;
+        let needs = |source| failed(PipelineError::Failed { pass: "discover", source });
+        let mut step = context.step.take().ok_or_else(|| needs(passes::pass::PassError::Needs { pass: "discover" }))?;
+        let manifest = match self {
+            Self::Bundle(bundle) => {
+                rename(&mut step, &bundle.manifest);
+                bundle.manifest.clone()
+            }
+            Self::Bare { path, .. } => {
+                let file = path.file_name().unwrap_or_default().to_string_lossy();
+                bundle::derive(&module, &step, &file).map_err(|source| self.describe_error(source))?
+            }
+        };
+        Ok(Found { module, manifest, step })
+    }
+
+    /// Injects the controller. The result is a bundle in the folder of this model, not saved yet.
+    ///
+    /// # Errors
+    ///
+    /// Where no step is found, a pass refuses, or there is a controller already.
+    pub fn inject(&self, policy: &Policy) -> Result<Bundle, ModelError> {
+        if self.is_controlled() {
+            return Err(ModelError::Controlled { path: self.path().to_owned() });
+        }
+        let Found { mut module, mut manifest, step } = self.find()?;
+        let injection = inject_step(&mut module, step, policy, InjectOptions::default(), &mut |_, _, _| {})
+            .map_err(|source| ModelError::Inject { path: self.path().to_owned(), source })?;
+        let layout = injection.layout;
+        let array = |element_type: &str, dims: &[i64]| {
+            let dtype = element_type.parse::<pjrt::ElementType>().ok().and_then(Dtype::from_element_type);
+            dtype.map(|dtype| (dtype, dims.to_vec())).ok_or_else(|| {
+                self.describe_error(CheckError {
+                    place: "controller".to_owned(),
+                    message: format!("{element_type} is no dtype"),
+                })
+            })
+        };
+        for input in &layout.inputs {
+            let (dtype, shape) = array(&input.element_type, &input.dims)?;
+            let role = if input.kind == ArrayKind::Policy { InputRole::Policy } else { InputRole::Control };
+            manifest.inputs.push(Input { name: input.name.clone(), dtype, shape, role });
+        }
+        for output in &layout.outputs {
+            let (dtype, shape) = array(&output.element_type, &output.dims)?;
+            let input = layout.inputs.iter().find(|i| i.kind == output.kind).map(|i| i.parameter);
+            let role = if output.kind == ArrayKind::Telemetry { OutputRole::Telemetry } else { OutputRole::Control };
+            manifest.outputs.push(Output { name: output.name.clone(), dtype, shape, role, input });
+        }
+        manifest.controller = Some(Controller { policy: policy.clone(), layout });
+        check::check(&manifest, &module).map_err(|source| self.describe_error(source))?;
+        let folder = match self {
+            Self::Bundle(bundle) => bundle.folder.clone(),
+            Self::Bare { path, .. } => path.parent().unwrap_or(Path::new("")).to_owned(),
+        };
+        Ok(Bundle { folder, manifest, module })
+    }
+
+    fn describe_error(&self, source: CheckError) -> ModelError {
+        ModelError::Describe { path: self.path().to_owned(), source }
+    }
+}
+
+/// Gives parameters and states the manifest's names: those of the module may be missing.
+fn rename(step: &mut TrainStep, manifest: &Manifest) {
+    let name = |input: usize| manifest.inputs.get(input).map(|i| i.name.clone());
+    for parameter in &mut step.parameters {
+        parameter.name = name(parameter.input).unwrap_or_else(|| std::mem::take(&mut parameter.name));
+    }
+    for state in &mut step.states {
+        state.name = name(state.input).unwrap_or_else(|| std::mem::take(&mut state.name));
+    }
+}
