@@ -1,2 +1,118 @@
-//! Project commands.
-fn main() {}
+//! Project commands: `cargo xtask COMMAND`.
+//!
+//! Each one runs the commands that it prints and stops at the first that fails. The Makefile
+//! and `.ci/run` call these, so that what CI does is what a person does.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+
+/// Project commands.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask")]
+enum Task {
+    /// Everything that needs no JAX: plugin, formatting, lints, tests, doc tests.
+    Test,
+    /// Everything that needs JAX: installs it into .venv, then runs the Python tests offline.
+    TestPython,
+    /// Export the committed bundles again, into models/.
+    Models(Models),
+    /// Time the train loop against a bare execute loop, and the passes on GPT-2.
+    Bench,
+}
+
+/// Options of `models`.
+#[derive(Debug, clap::Args)]
+struct Models {
+    /// Write nothing; fail where a committed file is not what the exporter makes.
+    #[arg(long)]
+    check: bool,
+}
+
+fn main() -> ExitCode {
+    let result = match Task::parse() {
+        Task::Test => test(),
+        Task::TestPython => test_python(),
+        Task::Models(Models { check }) => models(check),
+        Task::Bench => cargo(&["bench", "--workspace"]),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn test() -> Result<()> {
+    cargo(&["fmt", "--all", "--check"])?;
+    cargo(&["run", "--quiet", "--package", "entropic", "--", "plugin", "fetch", "cpu"])?;
+    cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])?;
+    cargo(&["test", "--workspace"])
+}
+
+fn test_python() -> Result<()> {
+    let python = python_with_jax()?;
+    cargo(&["build", "--release"])?;
+    run(Command::new(python).args(["-m", "pytest", "--quiet", "models"]).env("PIP_NO_INDEX", "1"))
+}
+
+fn models(check: bool) -> Result<()> {
+    let python = python_with_jax()?;
+    let mut command = Command::new(python);
+    command.args(["-m", "entropic_export.bundles"]).env("PYTHONPATH", root().join("models").join("export"));
+    if check {
+        command.arg("--check");
+    }
+    run(&mut command)
+}
+
+/// The interpreter of `.venv`, which is made and filled with `models/requirements.txt` where it is not yet.
+fn python_with_jax() -> Result<PathBuf> {
+    let folder = root().join(".venv");
+    let python = folder.join("bin").join("python");
+    if !python.is_file() {
+        make_venv(&folder)?;
+    }
+    let requirements = root().join("models").join("requirements.txt");
+    run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--requirement"]).arg(requirements))?;
+    Ok(python)
+}
+
+/// Makes a virtual environment. Where Python comes without `venv` (Debian packages it apart), `virtualenv` does it.
+fn make_venv(folder: &Path) -> Result<()> {
+    if run(Command::new("python3").args(["-m", "venv"]).arg(folder)).is_ok() {
+        return Ok(());
+    }
+    // What a failed attempt left has no pip.
+    let _ = std::fs::remove_dir_all(folder);
+    let tool = root().join("target").join("virtualenv");
+    let install = ["-m", "pip", "install", "--quiet", "--upgrade", "virtualenv", "--target"];
+    run(Command::new("python3").args(install).arg(&tool))
+        .context("neither venv nor virtualenv is there; install python3 with venv (Debian: `apt install python3-venv`)")?;
+    run(Command::new("python3").args(["-m", "virtualenv", "--quiet"]).arg(folder).env("PYTHONPATH", tool))
+}
+
+fn cargo(arguments: &[&str]) -> Result<()> {
+    run(Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())).args(arguments))
+}
+
+/// Prints a command, runs it in the repository's root, and fails where it fails.
+fn run(command: &mut Command) -> Result<()> {
+    let name = Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let arguments: Vec<_> = command.get_args().map(|a| a.to_string_lossy().into_owned()).collect();
+    let line = format!("{name} {}", arguments.join(" "));
+    eprintln!("+ {line}");
+    let status = command.current_dir(root()).status().with_context(|| format!("cannot run `{line}`"))?;
+    if !status.success() {
+        bail!("`{line}` failed ({status})");
+    }
+    Ok(())
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}

@@ -1,0 +1,42 @@
+# Needs stable Rust, make, and python3 with pip; nothing else. `make demo` and `make test` are all there is to know.
+
+# Text to train on: files and folders, as in `make demo DATA="book.txt notes/"`.
+DATA ?= $(wildcard *.md) docs src crates passes xtask models/README.md models/export
+STEPS ?= 300
+SEED ?= 0
+
+.PHONY: demo test test-python build plugin bench models models-check clean
+
+# Fetches the CPU plugin, builds, and trains the small GPT under the default policy.
+demo: build
+	target/release/entropic plugin fetch cpu
+	target/release/entropic train models/gpt-nano --data $(DATA) --steps $(STEPS) --seed $(SEED)
+
+# Formatting, lints, all tests, doc tests. Needs no JAX.
+test:
+	cargo xtask test
+
+# The checks that need JAX: installs it into .venv first.
+test-python:
+	cargo xtask test-python
+
+build:
+	cargo build --release
+
+# Fetches the CPU plugin into the user's cache, or into ENTROPIC_PLUGIN_DIR.
+plugin:
+	cargo run --quiet -- plugin fetch cpu
+
+bench: plugin
+	cargo xtask bench
+
+# Exports the committed bundles again; `models-check` only says whether they still match.
+models:
+	cargo xtask models
+
+models-check:
+	cargo xtask models --check
+
+clean:
+	cargo clean
+	rm -rf .venv runs
