@@ -5,4 +5,41 @@
 
 pub mod step;
 
+pub mod discover;
+
+pub mod expose;
+
+pub mod policy;
+
+pub mod layout;
+
+pub mod telemetry;
+
+pub mod pass;
+
+pub mod inline_calls;
+
+pub mod measure_entropy;
+
+pub mod control;
+
+pub mod scale_updates;
+
+pub mod gate;
+
+pub mod append_state;
+
+pub mod inject;
+
+pub mod reference;
+
+mod names;
+mod values;
+
+pub use discover::{DiscoverError, discover};
+pub use inject::{InjectError, InjectOptions, Injection, inject, inject_observed, inject_step};
+pub use layout::ControllerLayout;
+pub use pass::{Changed, Context, Pass, PassError, Pipeline, PipelineError};
+pub use policy::{Policy, PolicyError};
 pub use step::TrainStep;
+pub use telemetry::Telemetry;

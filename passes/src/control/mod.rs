@@ -1,0 +1,128 @@
+//! `control`: from statistics to a decision and the controller's next state.
+//!
+//! Everything is computed on vectors with one element per tensor and a last one
+//! for the whole gradient. With S and h of each tensor (see
+//! [`measure_entropy`](crate::measure_entropy)):
+//!
+//! * the **whole gradient** by the chain rule, with w = S/ΣS: h = Σ w·h − Σ w ln w;
+//! * **entropy** E = h / ln n, in \[0, 1\]. A tensor is *active* where S is a normal
+//!   number and n > 1; an inactive one moves nothing below;
+//! * **decision**: a step is refused when ΣS is not finite, or when the norm √ΣS
+//!   exceeds a multiple of its running mean, each if the policy says so. It is *accepted*
+//!   when it is finite and not refused for its norm: only accepted steps enter what follows;
+//! * **smoothed**: mean of E over the last W accepted steps, rows of a shift register;
+//! * **mean**: exponentially forgetting, bias-corrected: with rate r, weight q ← q + r(1 − q)
+//!   and m ← m + (r/q)(E − m), summed with Kahan's carry, since r is small;
+//! * **target**: set to m at the first calibration and then every so many accepted steps;
+//!   held in between. **ratio** = smoothed / target;
+//! * **re-arming**: after `max_pause` refusals for norm since the last accepted step, the norm's
+//!   running mean becomes the mean of the refused norms. Non-finite steps in between neither
+//!   count nor reset; `max_pause` of them in a row raise `stop`, and are never admitted.
+//!
+//! Every element of the state is chosen by `select` between its old bits and a
+//! finite new value, so that no NaN enters. Absent values are −1. Numbers of the
+//! policy are read from the policy vector; see [`layout`](crate::layout) for all fields.
+
+mod emit;
+mod law;
+
+use hlo::build::Builder;
+use hlo::{InstructionId, Module, PrimitiveType, Shape};
+
+use crate::layout::{ArrayKind, ControlledTensor, ControllerInput, ControllerLayout, Field, length};
+use crate::pass::{Changed, Context, Pass, PassError};
+use crate::policy::Policy;
+
+/// The pass, see the module's documentation.
+#[derive(Debug, Clone)]
+pub struct Control {
+    /// The policy; its numbers can be changed later, its structure cannot.
+    pub policy: Policy,
+}
+
+/// What control computes, for the passes that act on it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Controlled {
+    /// Whether the update is applied, pred\[\].
+    pub(crate) applied: InstructionId,
+    /// Scale of each tensor's update, the global one included, f32\[n\].
+    pub(crate) scales: InstructionId,
+    /// The state's successor, f32\[S\].
+    pub(crate) state: InstructionId,
+    /// The counters' successor, s32\[C\].
+    pub(crate) counters: InstructionId,
+    /// f32\[T\].
+    pub(crate) telemetry: InstructionId,
+}
+
+impl Pass for Control {
+    fn name(&self) -> &'static str {
+        "control"
+    }
+
+    fn run(&self, module: &mut Module, context: &mut Context) -> Result<Changed, PassError> {
+        let statistics = context.statistics()?.clone();
+        let mut layout = ControllerLayout::new(statistics.tensors, &self.policy)?;
+        let mut input = |kind, name: &str, element_type, fields: &[Field]| -> Result<InstructionId, PassError> {
+            let dims = vec![length(fields) as i64];
+            let (id, parameter) = module.append_parameter(name, Shape::array(element_type, &dims))?;
+            let name = module.entry_computation().get(id).map_or(name, |i| i.name.as_str()).to_owned();
+            layout.inputs.push(ControllerInput { name, kind, parameter, element_type: element_type.to_string(), dims });
+            Ok(id)
+        };
+        let (f32_type, s32_type) = (PrimitiveType::F32, PrimitiveType::S32);
+        let inputs = Inputs {
+            energy: statistics.energy,
+            nats: statistics.nats,
+            policy: input(ArrayKind::Policy, "entropic.policy", f32_type, &layout.policy)?,
+            state: input(ArrayKind::State, "entropic.state", f32_type, &layout.state)?,
+            counters: input(ArrayKind::Counters, "entropic.counters", s32_type, &layout.counters)?,
+        };
+        context.control = Some(law::emit(module, &layout, &inputs)?);
+        context.layout = Some(layout);
+        Ok(Changed::Yes)
+    }
+}
+
+/// A module that is control and nothing else: from (energy f32\[n\], nats f32\[n\], policy, state, counters) to
+/// (state, counters, telemetry, scales f32\[n\], applied pred\[\]).
+///
+/// For trying policies on recorded statistics, and for tests.
+///
+/// # Errors
+///
+/// Where the policy names tensors that are not there, or there are none.
+pub fn standalone(tensors: Vec<ControlledTensor>, policy: &Policy) -> Result<(Module, ControllerLayout), PassError> {
+    if tensors.is_empty() {
+        return Err(PassError::NothingToControl { reasons: "  no tensors are given".to_owned() });
+    }
+    let mut module = Module::new("control");
+    let n = tensors.len();
+    let layout = ControllerLayout::new(tensors, policy)?;
+    let mut b = Builder::at_entry(&mut module);
+    let mut input = |name, element_type, len: usize| b.parameter(name, Shape::array(element_type, &[len as i64]));
+    let inputs = Inputs {
+        energy: input("energy", PrimitiveType::F32, n)?,
+        nats: input("nats", PrimitiveType::F32, n)?,
+        policy: input("policy", PrimitiveType::F32, length(&layout.policy))?,
+        state: input("state", PrimitiveType::F32, length(&layout.state))?,
+        counters: input("counters", PrimitiveType::S32, length(&layout.counters))?,
+    };
+    let made = law::emit(&mut module, &layout, &inputs)?;
+    module.set_outputs(&[made.state, made.counters, made.telemetry, made.scales, made.applied])?;
+    Ok((module, layout))
+}
+
+/// What control reads.
+struct Inputs {
+    /// S of each tensor, f32\[n\].
+    energy: InstructionId,
+    /// h of each tensor, f32\[n\].
+    nats: InstructionId,
+    /// f32\[P\].
+    policy: InstructionId,
+    /// f32\[S\].
+    state: InstructionId,
+    /// s32\[C\].
+    counters: InstructionId,
+}

@@ -1,0 +1,141 @@
+//! Injection: all passes in order, from an uncontrolled module to a controlled one.
+
+use hlo::Module;
+use thiserror::Error;
+
+use crate::append_state::AppendState;
+use crate::control::Control;
+use crate::discover::discover;
+use crate::gate::Gate;
+use crate::inline_calls::InlineCalls;
+use crate::layout::ControllerLayout;
+use crate::measure_entropy::{MeasureEntropy, ReductionStyle};
+use crate::pass::{Changed, Context, Pass, PassError, Pipeline, PipelineError};
+use crate::policy::{Policy, PolicyError};
+use crate::scale_updates::ScaleUpdates;
+use crate::step::TrainStep;
+
+/// What an injection depends on besides module and policy.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct InjectOptions {
+    /// How sums over gradients are emitted; a property of the target.
+    pub reduction: ReductionStyle,
+}
+
+/// What came of an injection.
+#[derive(Debug, Clone)]
+pub struct Injection {
+    /// The train step that was found.
+    pub step: TrainStep,
+    /// What the controller added.
+    pub layout: ControllerLayout,
+}
+
+/// Why nothing was injected.
+#[derive(Debug, Error)]
+pub enum InjectError {
+    /// The policy has a value outside its range.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// A pass refused, or the module is invalid.
+    #[error(transparent)]
+    Pipeline(#[from] PipelineError),
+}
+
+/// `discover` as a pass: an analysis that changes nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Discover;
+
+impl Pass for Discover {
+    fn name(&self) -> &'static str {
+        "discover"
+    }
+
+    fn run(&self, module: &mut Module, context: &mut Context) -> Result<Changed, PassError> {
+        context.step = Some(discover(module)?);
+        Ok(Changed::No)
+    }
+}
+
+/// The passes that control a step once it is found, in order.
+#[must_use]
+pub fn control_pipeline(policy: &Policy, options: InjectOptions) -> Pipeline {
+    add_control(Pipeline::new(), policy, options)
+}
+
+fn add_control(pipeline: Pipeline, policy: &Policy, options: InjectOptions) -> Pipeline {
+    pipeline
+        .with(MeasureEntropy { reduction: options.reduction })
+        .with(Control { policy: policy.clone() })
+        .with(ScaleUpdates)
+        .with(Gate { policy: policy.clone() })
+        .with(AppendState)
+}
+
+/// Finds the train step in `module` and injects the controller.
+///
+/// ```no_run
+/// use hlo::Module;
+/// use passes::{InjectOptions, Policy, inject};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let mut module = Module::import(&std::fs::read("step.hlo.pb")?)?;
+/// let policy = Policy::parse("[gate.norm]\nmultiple = 2.0")?;
+/// let injection = inject(&mut module, &policy, InjectOptions::default())?;
+/// for tensor in &injection.layout.tensors {
+///     println!("{}: {} elements", tensor.name, tensor.elements);
+/// }
+/// std::fs::write("controlled.hlo.pb", module.export())?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+///
+/// Where the policy or the module is invalid, no step is found, or a pass refuses; the module must be dropped then.
+pub fn inject(module: &mut Module, policy: &Policy, options: InjectOptions) -> Result<Injection, InjectError> {
+    inject_observed(module, policy, options, &mut |_, _, _| {})
+}
+
+/// [`inject`], with the module shown to `observe` after each pass.
+///
+/// # Errors
+///
+/// As [`inject`].
+pub fn inject_observed(
+    module: &mut Module,
+    policy: &Policy,
+    options: InjectOptions,
+    observe: &mut dyn FnMut(&'static str, Changed, &Module),
+) -> Result<Injection, InjectError> {
+    policy.validate()?;
+    let mut context = Context::default();
+    let pipeline = Pipeline::new().with(InlineCalls).with(Discover);
+    add_control(pipeline, policy, options).run(module, &mut context, observe)?;
+    finish(context)
+}
+
+/// Injects the controller into `module`, in which `step` was found.
+///
+/// # Errors
+///
+/// Where the policy is invalid, the module is, or a pass refuses; the module must be dropped then.
+pub fn inject_step(
+    module: &mut Module,
+    step: TrainStep,
+    policy: &Policy,
+    options: InjectOptions,
+    observe: &mut dyn FnMut(&'static str, Changed, &Module),
+) -> Result<Injection, InjectError> {
+    policy.validate()?;
+    let mut context = Context::with_step(step);
+    control_pipeline(policy, options).run(module, &mut context, observe)?;
+    finish(context)
+}
+
+fn finish(context: Context) -> Result<Injection, InjectError> {
+    let needs = |pass| PipelineError::Failed { pass: "append-state", source: PassError::Needs { pass } };
+    let step = context.step.ok_or_else(|| needs("discover"))?;
+    let layout = context.layout.ok_or_else(|| needs("control"))?;
+    Ok(Injection { step, layout })
+}

@@ -1,0 +1,366 @@
+//! What the controller adds to a program, for whoever runs it.
+//!
+//! A [`ControllerLayout`] says which inputs and outputs were appended and what
+//! every element of them means: enough to make the first state, to fill the
+//! policy vector, and to read telemetry, without the module. It is stored beside
+//! an injected module, so it carries a format version.
+//!
+//! Appended inputs, after all the step's own: `entropic.policy` f32\[P\] (kept by
+//! the caller, the same buffer every step), `entropic.state` f32\[S\] and
+//! `entropic.counters` s32\[C\] (both donated to their successors). Appended
+//! outputs: the new state, the new counters, `entropic.telemetry` f32\[T\].
+//!
+//! Per-tensor fields have one element per controlled tensor, in the order of
+//! [`ControllerLayout::tensors`]; fields that also cover the whole gradient have
+//! one more, the last.
+
+use serde::{Deserialize, Serialize};
+
+use crate::policy::{Policy, PolicyError};
+
+/// The version of the layout format that this crate reads and writes.
+pub const LAYOUT_FORMAT_VERSION: u32 = 1;
+
+/// Marks an absent entropy, target or ratio in state and telemetry; none of them is ever negative.
+pub(crate) const NONE: f32 = -1.0;
+
+/// What the controller adds to a program.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ControllerLayout {
+    /// [`LAYOUT_FORMAT_VERSION`].
+    pub format_version: u32,
+    /// Length of the smoothing window. Structure.
+    pub smoothing: u32,
+    /// Whether held states are guarded by the controller's decision. Structure.
+    pub gated: bool,
+    /// The controlled tensors, in order.
+    pub tensors: Vec<ControlledTensor>,
+    /// Appended inputs, in order.
+    pub inputs: Vec<ControllerInput>,
+    /// Appended outputs, in order.
+    pub outputs: Vec<ControllerOutput>,
+    /// Elements of `entropic.policy`.
+    pub policy: Vec<Field>,
+    /// Elements of `entropic.state`.
+    pub state: Vec<Field>,
+    /// Elements of `entropic.counters`.
+    pub counters: Vec<Field>,
+    /// Elements of `entropic.telemetry`.
+    pub telemetry: Vec<Field>,
+    /// What a refused step does with each state of the step; empty where nothing is gated.
+    pub states: Vec<ClassifiedState>,
+}
+
+/// A tensor whose gradient is measured and whose update is scaled.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ControlledTensor {
+    /// Tree path.
+    pub name: String,
+    /// Its input number.
+    pub input: usize,
+    /// Number of elements.
+    pub elements: u64,
+    /// Name of the instruction whose value is measured.
+    pub measured: String,
+    /// How its update is scaled; filled in by `scale-updates`.
+    pub scaling: Option<Scaling>,
+}
+
+/// How an update is scaled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scaling {
+    /// `p + s·u`, with the update of the graph.
+    Update,
+    /// `p + s·(p' - p)`, since the graph holds no usable update.
+    Difference,
+}
+
+/// What an appended array is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ArrayKind {
+    /// The policy's numbers.
+    Policy,
+    /// The controller's state.
+    State,
+    /// The controller's counters.
+    Counters,
+    /// What one step has to tell.
+    Telemetry,
+}
+
+/// An appended input.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ControllerInput {
+    /// Its name in the module.
+    pub name: String,
+    /// What it is.
+    pub kind: ArrayKind,
+    /// Parameter number.
+    pub parameter: usize,
+    /// Element type as HLO writes it.
+    pub element_type: String,
+    /// Dimensions.
+    pub dims: Vec<i64>,
+}
+
+/// An appended output.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ControllerOutput {
+    /// A name to show.
+    pub name: String,
+    /// What it is.
+    pub kind: ArrayKind,
+    /// Index among the outputs.
+    pub output: usize,
+    /// Element type as HLO writes it.
+    pub element_type: String,
+    /// Dimensions.
+    pub dims: Vec<i64>,
+}
+
+/// A run of elements with one meaning.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Field {
+    /// What it is.
+    pub name: String,
+    /// Position of its first element.
+    pub offset: usize,
+    /// Number of elements.
+    pub len: usize,
+    /// The value of all its elements at first; for the policy, of its one element at injection.
+    pub initial: f64,
+}
+
+/// What a refused step does with a state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClassifiedState {
+    /// Tree path.
+    pub name: String,
+    /// Input number.
+    pub input: usize,
+    /// Output index.
+    pub output: usize,
+    /// Whether it keeps its bits.
+    pub held: bool,
+}
+
+type PolicyGetter = fn(&Policy) -> f64;
+
+/// Numbers of the policy that the controller reads, in order; per-tensor scales follow them.
+const POLICY_FIELDS: &[(&str, PolicyGetter)] = &[
+    ("gate.non_finite", |p| f64::from(u8::from(p.gate.non_finite))),
+    ("gate.max_pause", |p| f64::from(p.gate.max_pause)),
+    ("gate.norm.enabled", |p| f64::from(u8::from(p.gate.norm.enabled))),
+    ("gate.norm.multiple", |p| p.gate.norm.multiple),
+    ("gate.norm.rate", |p| forgetting_rate(p.gate.norm.half_life)),
+    ("gate.norm.warmup", |p| f64::from(p.gate.norm.warmup)),
+    ("target.rate", |p| forgetting_rate(p.target.half_life)),
+    ("target.first", |p| f64::from(p.target.first)),
+    ("target.every", |p| f64::from(p.target.every)),
+    ("scale.global", |p| p.scale.global),
+];
+
+/// The name of the policy field that holds the per-tensor scales.
+pub(crate) const TENSOR_SCALES: &str = "scale.tensors";
+
+const COUNTERS: &[&str] = &[
+    "steps",
+    "accepted",
+    "non_finite",
+    "refused_norm",
+    "rearmed",
+    "calibrations",
+    "since_calibration",
+    "non_finite_streak",
+    "norm_streak",
+];
+
+/// Names of one-element telemetry fields, in order.
+const TELEMETRY_SCALARS: &[&str] = &[
+    "applied",
+    "finite",
+    "norm_exceeded",
+    "rearmed",
+    "calibrated",
+    "stop",
+    "norm_mean",
+    "norm_threshold",
+    "steps",
+    "accepted",
+    "non_finite",
+    "refused_norm",
+    "rearmings",
+];
+
+/// The weight of one observation in an exponentially forgetting mean that forgets half in `half_life` steps.
+#[must_use]
+pub fn forgetting_rate(half_life: f64) -> f64 {
+    -f64::exp_m1(-std::f64::consts::LN_2 / half_life)
+}
+
+struct Fields(Vec<Field>);
+
+impl Fields {
+    fn push(&mut self, name: &str, len: usize, initial: f64) {
+        let offset = self.0.last().map_or(0, |f| f.offset + f.len);
+        self.0.push(Field { name: name.to_owned(), offset, len, initial });
+    }
+}
+
+impl ControllerLayout {
+    /// The layout for these tensors under a policy; inputs and outputs are numbered when they are appended.
+    ///
+    /// # Errors
+    ///
+    /// Where a pattern of the policy names no tensor.
+    pub(crate) fn new(tensors: Vec<ControlledTensor>, policy: &Policy) -> Result<Self, PolicyError> {
+        let n = tensors.len();
+        let with_global = n + 1;
+        let mut numbers = Fields(Vec::new());
+        for (name, get) in POLICY_FIELDS {
+            numbers.push(name, 1, get(policy));
+        }
+        numbers.push(TENSOR_SCALES, n, 1.0);
+
+        let mut state = Fields(Vec::new());
+        for row in 0..policy.entropy.smoothing {
+            state.push(&format!("window.{row}"), with_global, f64::from(NONE));
+        }
+        for name in ["mean", "mean_carry", "mean_weight"] {
+            state.push(name, with_global, 0.0);
+        }
+        state.push("target", with_global, f64::from(NONE));
+        for name in ["norm_mean", "norm_carry", "norm_weight", "paused_norms"] {
+            state.push(name, 1, 0.0);
+        }
+
+        let mut counters = Fields(Vec::new());
+        for name in COUNTERS {
+            counters.push(name, 1, 0.0);
+        }
+
+        let mut telemetry = Fields(Vec::new());
+        for name in TELEMETRY_SCALARS {
+            telemetry.push(name, 1, 0.0);
+        }
+        for name in ["entropy", "smoothed", "target", "ratio", "norm"] {
+            telemetry.push(name, with_global, 0.0);
+        }
+        telemetry.push("scale", n, 1.0);
+
+        let layout = Self {
+            format_version: LAYOUT_FORMAT_VERSION,
+            smoothing: policy.entropy.smoothing,
+            gated: policy.gates(),
+            tensors,
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            policy: numbers.0,
+            state: state.0,
+            counters: counters.0,
+            telemetry: telemetry.0,
+            states: Vec::new(),
+        };
+        layout.policy_vector(policy)?;
+        Ok(layout)
+    }
+
+    /// The contents of `entropic.policy` for a policy, which may differ from that of the injection in numbers.
+    ///
+    /// # Errors
+    ///
+    /// Where the policy differs in structure, or a pattern names no tensor.
+    pub fn policy_vector(&self, policy: &Policy) -> Result<Vec<f32>, PolicyError> {
+        let structure = |key, injected: &dyn ToString, wanted: &dyn ToString| {
+            let (injected, wanted) = (injected.to_string(), wanted.to_string());
+            if injected == wanted { Ok(()) } else { Err(PolicyError::Structure { key, injected, wanted }) }
+        };
+        structure("entropy.smoothing", &self.smoothing, &policy.entropy.smoothing)?;
+        if !self.gated && policy.gates() {
+            structure("gate", &"nothing gated", &"a gate")?;
+        }
+        let scales = policy.tensor_scales(self.tensors.iter().map(|t| t.name.as_str()))?;
+        let numbers = POLICY_FIELDS.iter().map(|(_, get)| get(policy));
+        #[allow(clippy::cast_possible_truncation, reason = "the device computes in f32")]
+        Ok(numbers.chain(scales).map(|v| v as f32).collect())
+    }
+
+    /// The contents of `entropic.state` before the first step.
+    #[must_use]
+    pub fn initial_state(&self) -> Vec<f32> {
+        #[allow(clippy::cast_possible_truncation, reason = "initial values are small integers")]
+        self.state.iter().flat_map(|f| std::iter::repeat_n(f.initial as f32, f.len)).collect()
+    }
+
+    /// The contents of `entropic.counters` before the first step.
+    #[must_use]
+    pub fn initial_counters(&self) -> Vec<i32> {
+        vec![0; length(&self.counters)]
+    }
+
+    /// Position and length of a named field among `fields`.
+    #[must_use]
+    pub fn field<'a>(fields: &'a [Field], name: &str) -> Option<&'a Field> {
+        fields.iter().find(|f| f.name == name)
+    }
+}
+
+/// Number of elements of all fields together.
+#[must_use]
+pub fn length(fields: &[Field]) -> usize {
+    fields.last().map_or(0, |f| f.offset + f.len)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout(policy: &Policy) -> ControllerLayout {
+        let tensor = |name: &str| ControlledTensor {
+            name: name.into(),
+            input: 0,
+            elements: 4,
+            measured: "%g".into(),
+            scaling: None,
+        };
+        ControllerLayout::new(vec![tensor("p['a']"), tensor("p['b']")], policy).unwrap()
+    }
+
+    #[test]
+    fn fields_lie_side_by_side() {
+        let layout = layout(&Policy::default());
+        for fields in [&layout.policy, &layout.state, &layout.counters, &layout.telemetry] {
+            let mut end = 0;
+            for field in fields {
+                assert_eq!(field.offset, end, "{}", field.name);
+                end += field.len;
+            }
+            assert_eq!(end, length(fields));
+        }
+        assert_eq!(layout.initial_state().len(), length(&layout.state));
+        assert_eq!(layout.policy_vector(&Policy::default()).unwrap().len(), length(&layout.policy));
+    }
+
+    #[test]
+    fn numbers_may_change_and_structure_may_not() {
+        let injected = layout(&Policy::monitor());
+        let mut policy = Policy::monitor();
+        policy.scale.tensors.insert("*['b']".into(), 0.5);
+        assert_eq!(injected.policy_vector(&policy).unwrap()[length(&injected.policy) - 2..], [1.0, 0.5]);
+        policy.entropy.smoothing = 4;
+        let error = injected.policy_vector(&policy).unwrap_err().to_string();
+        assert!(error.contains("entropy.smoothing = 3") && error.contains("says 4"), "{error}");
+        assert!(injected.policy_vector(&Policy::default()).unwrap_err().to_string().contains("gate"));
+        assert!(layout(&Policy::default()).policy_vector(&Policy::monitor()).is_ok());
+    }
+
+    #[test]
+    fn forgetting_rate_halves_in_a_half_life() {
+        for half_life in [1.0, 3.0, 1000.0, 1e6] {
+            let kept = (1.0 - forgetting_rate(half_life)).powf(half_life);
+            assert!((kept - 0.5).abs() < 1e-9, "{half_life}: {kept}");
+        }
+    }
+}

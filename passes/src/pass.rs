@@ -1,0 +1,259 @@
+//! Passes and the pipeline that runs them.
+//!
+//! The pipeline verifies the module before the first pass and after each pass
+//! that changed something, and every failure says which pass it belongs to.
+//! Passes get all their settings at construction and hand values to later
+//! passes through a [`Context`] only.
+
+use hlo::Module;
+use hlo::build::BuildError;
+use hlo::edit::EditError;
+use hlo::verify::VerifyErrors;
+use thiserror::Error;
+
+use crate::control::Controlled;
+use crate::discover::DiscoverError;
+use crate::layout::ControllerLayout;
+use crate::measure_entropy::Statistics;
+use crate::policy::PolicyError;
+use crate::step::TrainStep;
+
+/// Whether a pass changed the module.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Changed {
+    /// It did.
+    Yes,
+    /// The module is as it was.
+    No,
+}
+
+/// One rewrite or analysis of a module.
+pub trait Pass {
+    /// The pass's name, in kebab case.
+    fn name(&self) -> &'static str;
+
+    /// Runs it.
+    ///
+    /// # Errors
+    ///
+    /// Where the pass cannot do what it is for; the module may be half rewritten then and must be dropped.
+    fn run(&self, module: &mut Module, context: &mut Context) -> Result<Changed, PassError>;
+}
+
+/// What passes hand to those after them.
+#[derive(Debug, Default)]
+pub struct Context {
+    /// The train step, once found.
+    pub step: Option<TrainStep>,
+    /// What the controller adds to the program, once known.
+    pub layout: Option<ControllerLayout>,
+    pub(crate) statistics: Option<Statistics>,
+    pub(crate) control: Option<Controlled>,
+}
+
+impl Context {
+    /// A context for a step that was found already.
+    #[must_use]
+    pub fn with_step(step: TrainStep) -> Self {
+        Self { step: Some(step), ..Self::default() }
+    }
+
+    /// The train step.
+    ///
+    /// # Errors
+    ///
+    /// Where no pass has found it.
+    pub fn step(&self) -> Result<&TrainStep, PassError> {
+        self.step.as_ref().ok_or(PassError::Needs { pass: "discover" })
+    }
+
+    /// What the controller adds.
+    ///
+    /// # Errors
+    ///
+    /// Where `control` has not run.
+    pub fn layout(&self) -> Result<&ControllerLayout, PassError> {
+        self.layout.as_ref().ok_or(PassError::Needs { pass: "control" })
+    }
+
+    pub(crate) fn statistics(&self) -> Result<&Statistics, PassError> {
+        self.statistics.as_ref().ok_or(PassError::Needs { pass: "measure-entropy" })
+    }
+
+    pub(crate) fn control(&self) -> Result<&Controlled, PassError> {
+        self.control.as_ref().ok_or(PassError::Needs { pass: "control" })
+    }
+}
+
+/// Why a pass refused.
+#[derive(Debug, Error)]
+pub enum PassError {
+    /// An instruction could not be built.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// An edit was refused.
+    #[error(transparent)]
+    Edit(#[from] EditError),
+    /// No train step, or an undecided one.
+    #[error(transparent)]
+    Discover(#[from] DiscoverError),
+    /// The policy does not fit this step.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// A pass that this one builds on has not run.
+    #[error("it needs the results of `{pass}`, which has not run before it in this pipeline")]
+    Needs {
+        /// The missing pass.
+        pass: &'static str,
+    },
+    /// The step is the body of a loop.
+    #[error(
+        "the train step is inside the loop {loop_name}; control of steps inside a loop is not supported in this \
+         version. Export a single step, without the loop over steps, and let `entropic train` do the looping"
+    )]
+    InsideLoop {
+        /// Name of the `while`.
+        loop_name: String,
+    },
+    /// The module is partitioned over devices.
+    #[error(
+        "the module is partitioned over devices ({evidence}); control of partitioned steps is not supported in this \
+         version. Export the step for one device"
+    )]
+    Partitioned {
+        /// What shows it.
+        evidence: String,
+    },
+    /// There is no gradient to measure.
+    #[error("no parameter has a gradient, so there is nothing to control:\n{reasons}")]
+    NothingToControl {
+        /// Per parameter, why.
+        reasons: String,
+    },
+    /// A gradient of an element type whose entropy is not defined.
+    #[error(
+        "the gradient of {tensor} is {shape}; entropy is defined for real floating-point gradients with at least one \
+         element"
+    )]
+    UnsupportedGradient {
+        /// Tree path.
+        tensor: String,
+        /// The gradient's shape.
+        shape: String,
+    },
+    /// Something the step names is not in the module.
+    #[error("the train step names {what}, which the module does not have; it was found in another module")]
+    Stale {
+        /// What is missing.
+        what: String,
+    },
+    /// A value inside a tuple that is used as a whole.
+    #[error(
+        "the new value of {tensor} is element {leaf} of {producer}, and {user} uses that tuple as a whole, so not \
+         every use can be made to see the scaled value"
+    )]
+    WholeTupleUse {
+        /// Tree path of the parameter.
+        tensor: String,
+        /// The instruction with a tuple result.
+        producer: String,
+        /// Which leaf.
+        leaf: usize,
+        /// The user.
+        user: String,
+    },
+    /// States without a class, under a policy that gates.
+    #[error(
+        "the policy gates, but {} not be classified: a refused step would not know whether to keep {} or let {} go \
+         on. Decide, in the policy:\n\n[states]\n{}",
+        if states.len() == 1 { "a state could" } else { "states could" },
+        if states.len() == 1 { "it" } else { "them" },
+        if states.len() == 1 { "it" } else { "them" },
+        states.iter().map(|(name, reason)| format!("{} = \"held\" # or \"advancing\"; {reason}", toml_key(name)))
+            .collect::<Vec<_>>().join("\n")
+    )]
+    Unclassified {
+        /// Tree path and reason of each.
+        states: Vec<(String, String)>,
+    },
+}
+
+fn toml_key(name: &str) -> String {
+    toml::Value::String(name.to_owned()).to_string()
+}
+
+/// Why a pipeline stopped.
+#[derive(Debug, Error)]
+pub enum PipelineError {
+    /// The module breaks a rule.
+    #[error("the module is invalid {when}")]
+    Invalid {
+        /// `before the first pass` or `after PASS`.
+        when: String,
+        /// Which rules.
+        source: VerifyErrors,
+    },
+    /// A pass refused.
+    #[error("{pass}: {source}")]
+    Failed {
+        /// The pass.
+        pass: &'static str,
+        /// Why.
+        source: PassError,
+    },
+}
+
+/// A sequence of passes.
+#[derive(Default)]
+pub struct Pipeline {
+    passes: Vec<Box<dyn Pass>>,
+}
+
+impl Pipeline {
+    /// A pipeline without passes.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a pass at the end.
+    #[must_use]
+    pub fn with(mut self, pass: impl Pass + 'static) -> Self {
+        self.passes.push(Box::new(pass));
+        self
+    }
+
+    /// The passes' names, in order.
+    pub fn names(&self) -> impl Iterator<Item = &'static str> + '_ {
+        self.passes.iter().map(|p| p.name())
+    }
+
+    /// Runs all passes; `observe` sees the module after each, with the pass's name and whether it changed anything.
+    ///
+    /// # Errors
+    ///
+    /// Where the module is invalid, or a pass refuses.
+    pub fn run(
+        &self,
+        module: &mut Module,
+        context: &mut Context,
+        observe: &mut dyn FnMut(&'static str, Changed, &Module),
+    ) -> Result<Changed, PipelineError> {
+        verify(module, || "before the first pass".to_owned())?;
+        let mut any = Changed::No;
+        for pass in &self.passes {
+            let name = pass.name();
+            let changed = pass.run(module, context).map_err(|source| PipelineError::Failed { pass: name, source })?;
+            if changed == Changed::Yes {
+                any = Changed::Yes;
+                verify(module, || format!("after `{name}`"))?;
+            }
+            observe(name, changed, module);
+        }
+        Ok(any)
+    }
+}
+
+fn verify(module: &Module, when: impl FnOnce() -> String) -> Result<(), PipelineError> {
+    hlo::verify::verify(module).map_err(|source| PipelineError::Invalid { when: when(), source })
+}

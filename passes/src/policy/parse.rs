@@ -1,0 +1,74 @@
+//! Reading a policy from TOML, with unknown keys refused before anything else is looked at.
+
+use toml::de::{DeTable, DeValue};
+
+use super::pattern::nearest;
+use super::{Policy, PolicyError};
+
+/// A table of the policy: its own keys, and its tables.
+struct Table {
+    keys: &'static [&'static str],
+    tables: &'static [(&'static str, Table)],
+    /// Whether keys are patterns of the user's.
+    open: bool,
+}
+
+const fn leaf(keys: &'static [&'static str]) -> Table {
+    Table { keys, tables: &[], open: false }
+}
+
+const OPEN: Table = Table { keys: &[], tables: &[], open: true };
+
+const SCHEMA: Table = Table {
+    keys: &["format_version"],
+    tables: &[
+        ("entropy", leaf(&["estimator", "smoothing"])),
+        ("target", leaf(&["half_life", "first", "every"])),
+        (
+            "gate",
+            Table {
+                keys: &["non_finite", "max_pause"],
+                tables: &[("norm", leaf(&["enabled", "multiple", "half_life", "warmup"]))],
+                open: false,
+            },
+        ),
+        ("scale", Table { keys: &["global"], tables: &[("tensors", OPEN)], open: false }),
+        ("states", OPEN),
+    ],
+    open: false,
+};
+
+pub(super) fn parse(text: &str) -> Result<Policy, PolicyError> {
+    let toml_error = |error: toml::de::Error| PolicyError::Toml(error.to_string().trim_end().to_owned());
+    let table = DeTable::parse(text).map_err(toml_error)?;
+    check_keys(text, table.get_ref(), &SCHEMA, "")?;
+    toml::from_str(text).map_err(toml_error)
+}
+
+fn check_keys(text: &str, found: &DeTable<'_>, schema: &Table, path: &str) -> Result<(), PolicyError> {
+    if schema.open {
+        return Ok(());
+    }
+    for (key, value) in found {
+        let name = key.get_ref().as_ref();
+        let full = if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+        if let Some((_, inner)) = schema.tables.iter().find(|(table, _)| *table == name) {
+            // A value that should have been a table is left to the typed reader, which says so.
+            if let DeValue::Table(table) = value.get_ref() {
+                check_keys(text, table, inner, &full)?;
+            }
+            continue;
+        }
+        if !schema.keys.contains(&name) {
+            let known = schema.keys.iter().chain(schema.tables.iter().map(|(table, _)| table)).copied();
+            let nearest =
+                nearest(name, known).map(|k| if path.is_empty() { k.to_owned() } else { format!("{path}.{k}") });
+            return Err(PolicyError::UnknownKey { line: line_of(text, key.span().start), key: full, nearest });
+        }
+    }
+    Ok(())
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    text.bytes().take(offset).filter(|&b| b == b'\n').count() + 1
+}

@@ -1,0 +1,10 @@
+//! The same mathematics in plain `f64`, to hold the emitted programs to.
+//!
+//! Nothing here is used by a pass. Tests run what the passes emit on a device and
+//! compare: statistics against [`statistics`], decisions and state against [`Controller`].
+
+mod controller;
+mod statistics;
+
+pub use controller::{Controller, Step};
+pub use statistics::{Statistics, statistics};

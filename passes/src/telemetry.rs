@@ -1,0 +1,126 @@
+//! Telemetry as values with names.
+//!
+//! One step writes one `f32` vector; [`Telemetry::decode`] turns it into what a
+//! person reads. Counts are exact up to 2^24; the counters' own array is exact.
+
+use serde::Serialize;
+use thiserror::Error;
+
+use crate::layout::{ControllerLayout, length};
+
+/// What one step had to tell.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Telemetry {
+    /// Whether the update was applied.
+    pub applied: bool,
+    /// Whether every gradient was finite.
+    pub finite: bool,
+    /// Whether the norm gate refused this step.
+    pub norm_exceeded: bool,
+    /// Whether the norm gate was re-armed by this step.
+    pub rearmed: bool,
+    /// Whether targets were calibrated by this step.
+    pub calibrated: bool,
+    /// Whether the run must stop: too many non-finite steps in a row.
+    pub stop: bool,
+    /// Running mean of the global gradient norm after this step.
+    pub norm_mean: f32,
+    /// The norm above which this step would have been refused, where the norm gate was armed.
+    pub norm_threshold: Option<f32>,
+    /// Steps so far.
+    pub steps: f32,
+    /// Accepted steps so far: finite, and not refused.
+    pub accepted: f32,
+    /// Steps with a non-finite gradient so far.
+    pub non_finite: f32,
+    /// Steps refused for their norm so far.
+    pub refused_norm: f32,
+    /// How often the norm gate was re-armed so far.
+    pub rearmings: f32,
+    /// The whole gradient.
+    pub global: Measured,
+    /// Each tensor, in the layout's order.
+    pub tensors: Vec<Measured>,
+    /// The scale of each tensor's update, the global one included, in the layout's order.
+    pub scales: Vec<f32>,
+}
+
+/// What is measured per tensor and of the whole gradient.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Measured {
+    /// Entropy of this step's gradient, in \[0, 1\]; none for a zero, non-finite or one-element gradient.
+    pub entropy: Option<f32>,
+    /// Mean over the last accepted steps.
+    pub smoothed: Option<f32>,
+    /// The target, once calibrated.
+    pub target: Option<f32>,
+    /// Smoothed entropy over target.
+    pub ratio: Option<f32>,
+    /// Euclidean norm of this step's gradient, before clipping; may be infinite or NaN.
+    pub norm: f32,
+}
+
+/// Telemetry of another layout.
+#[derive(Debug, Error)]
+#[error("telemetry has {found} elements, and the layout says {expected}; they belong to different injections")]
+pub struct TelemetryError {
+    /// Elements given.
+    pub found: usize,
+    /// Elements of the layout.
+    pub expected: usize,
+}
+
+impl Telemetry {
+    /// Reads the vector that one step wrote.
+    ///
+    /// # Errors
+    ///
+    /// Where its length is not the layout's.
+    pub fn decode(layout: &ControllerLayout, values: &[f32]) -> Result<Self, TelemetryError> {
+        let expected = length(&layout.telemetry);
+        let refused = || TelemetryError { found: values.len(), expected };
+        if values.len() != expected {
+            return Err(refused());
+        }
+        let slice = |name: &str| {
+            let field = ControllerLayout::field(&layout.telemetry, name)?;
+            values.get(field.offset..field.offset + field.len)
+        };
+        let array = |name: &str| slice(name).ok_or_else(refused);
+        let scalar = |name: &str| array(name)?.first().copied().ok_or_else(refused);
+        let flag = |name: &str| Ok::<_, TelemetryError>(scalar(name)? != 0.0);
+        let [entropy, smoothed, target, ratio, norm] =
+            [array("entropy")?, array("smoothed")?, array("target")?, array("ratio")?, array("norm")?];
+        let present = |v: Option<&f32>| v.copied().filter(|&v| v >= 0.0);
+        let mut tensors: Vec<_> = norm
+            .iter()
+            .enumerate()
+            .map(|(i, &norm)| Measured {
+                entropy: present(entropy.get(i)),
+                smoothed: present(smoothed.get(i)),
+                target: present(target.get(i)),
+                ratio: present(ratio.get(i)),
+                norm,
+            })
+            .collect();
+        let global = tensors.pop().ok_or_else(refused)?;
+        Ok(Self {
+            applied: flag("applied")?,
+            finite: flag("finite")?,
+            norm_exceeded: flag("norm_exceeded")?,
+            rearmed: flag("rearmed")?,
+            calibrated: flag("calibrated")?,
+            stop: flag("stop")?,
+            norm_mean: scalar("norm_mean")?,
+            norm_threshold: present(Some(&scalar("norm_threshold")?)),
+            steps: scalar("steps")?,
+            accepted: scalar("accepted")?,
+            non_finite: scalar("non_finite")?,
+            refused_norm: scalar("refused_norm")?,
+            rearmings: scalar("rearmings")?,
+            global,
+            tensors,
+            scales: array("scale")?.to_vec(),
+        })
+    }
+}

@@ -1,0 +1,128 @@
+//! Values of a train step as instructions: reading them, replacing their uses, replacing outputs.
+
+use std::collections::HashMap;
+
+use hlo::build::Builder;
+use hlo::edit::EditError;
+use hlo::{Computation, InstructionId, Module, Opcode, Shape};
+
+use crate::pass::PassError;
+use crate::step::Value;
+
+/// The array that `value` names, taken out of its tuple where it lies in one.
+pub(crate) fn materialise(b: &mut Builder<'_>, value: Value) -> Result<InstructionId, PassError> {
+    let mut id = value.instruction;
+    let mut leaf = value.leaf;
+    loop {
+        let shape = b.shape(id)?;
+        if !shape.is_tuple() {
+            return if leaf == 0 { Ok(id) } else { Err(stale(value)) };
+        }
+        let (element, inner) = element_of(&shape, leaf).ok_or_else(|| stale(value))?;
+        leaf = inner;
+        let made = b.module().entry_computation().get(id);
+        id = match made {
+            Some(tuple) if tuple.opcode == Opcode::Tuple => {
+                tuple.operands.get(element).copied().ok_or_else(|| stale(value))?
+            }
+            _ => b.get_tuple_element(id, element)?,
+        };
+    }
+}
+
+/// Which element of a tuple holds leaf `leaf`, and which leaf of that element it is.
+fn element_of(tuple: &Shape, leaf: usize) -> Option<(usize, usize)> {
+    let mut before = 0;
+    for (index, element) in tuple.tuple_elements().enumerate() {
+        let count = element.num_leaves();
+        if leaf < before + count {
+            return Some((index, leaf - before));
+        }
+        before += count;
+    }
+    None
+}
+
+fn stale(value: Value) -> PassError {
+    PassError::Stale { what: format!("leaf {} of instruction {}", value.leaf, value.instruction.index()) }
+}
+
+/// The instructions whose results are the array `value`: itself, or every `get-tuple-element` that takes it out.
+///
+/// # Errors
+///
+/// Where something else reads the tuple it lies in.
+pub(crate) fn readers(
+    entry: &Computation,
+    users: &[Vec<InstructionId>],
+    value: Value,
+    tensor: &str,
+) -> Result<Vec<InstructionId>, PassError> {
+    let producer = entry.get(value.instruction).ok_or_else(|| stale(value))?;
+    if !producer.shape.is_tuple() {
+        return Ok(vec![value.instruction]);
+    }
+    let (element, inner) = element_of(&producer.shape, value.leaf).ok_or_else(|| stale(value))?;
+    let mut found = Vec::new();
+    for &user in users.get(value.instruction.index()).map_or(&[][..], Vec::as_slice) {
+        let Some(instruction) = entry.get(user) else { continue };
+        match instruction.opcode {
+            Opcode::GetTupleElement if instruction.index() == Some(element) => {
+                found.extend(readers(entry, users, Value { instruction: user, leaf: inner }, tensor)?);
+            }
+            Opcode::GetTupleElement => {}
+            _ => {
+                return Err(PassError::WholeTupleUse {
+                    tensor: tensor.to_owned(),
+                    producer: producer.to_string(),
+                    leaf: value.leaf,
+                    user: instruction.to_string(),
+                });
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Returns other values at the outputs that are keys of `replacements`.
+///
+/// # Errors
+///
+/// Where an output does not exist, or a value has another shape.
+pub(crate) fn replace_outputs(
+    module: &mut Module,
+    replacements: &HashMap<usize, InstructionId>,
+) -> Result<(), PassError> {
+    let entry = module.entry_computation();
+    let outputs = entry.outputs();
+    let single = entry.root_instruction().is_none_or(|root| root.opcode != Opcode::Tuple);
+    let mut sorted: Vec<_> = replacements.iter().collect();
+    sorted.sort();
+    for &(&index, &new) in &sorted {
+        let missing = || PassError::Stale { what: format!("output {index}") };
+        let old = outputs.get(index).and_then(|&id| entry.get(id)).ok_or_else(missing)?;
+        let new = entry.get(new).ok_or_else(missing)?;
+        if !old.shape.same_array(&new.shape) {
+            return Err(PassError::Edit(EditError::ReplacementShape {
+                old: old.to_string(),
+                old_shape: old.shape.to_string(),
+                new: new.to_string(),
+                new_shape: new.shape.to_string(),
+            }));
+        }
+    }
+    if single {
+        if let Some(&(_, &new)) = sorted.first() {
+            Builder::at_entry(module).set_root(new)?;
+        }
+        return Ok(());
+    }
+    let root = entry.root();
+    let Some(root) = module.entry_computation_mut().get_mut(root) else { return Ok(()) };
+    for (&index, &new) in sorted {
+        if let Some(operand) = root.operands.get_mut(index) {
+            *operand = new;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,127 @@
+//! Running modules on the CPU plugin, for tests.
+//!
+//! The plugin is `xla_cpu_pjrt.so` in the folder `ENTROPIC_PLUGIN_DIR`, else in the per-user cache. A missing
+//! plugin fails the test that needs it.
+
+#![allow(dead_code, unreachable_pub, missing_docs, reason = "each test binary uses a part of this module")]
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use hlo::Module;
+use pjrt::{Buffer, Client, CompileOptions, ElementType, Executable, ExecuteOptions, Plugin, Program};
+
+/// The CPU client of this process, with one device.
+pub fn client() -> &'static Client {
+    static CLIENT: OnceLock<Client> = OnceLock::new();
+    CLIENT.get_or_init(|| {
+        let plugin = Plugin::load(&plugin_file())
+            .unwrap_or_else(|error| panic!("{error}\nrun `make plugin`, or set ENTROPIC_PLUGIN_DIR"));
+        Client::create(&plugin, &[("cpu_device_count", 1_i64.into())]).unwrap()
+    })
+}
+
+fn plugin_file() -> PathBuf {
+    const NAME: &str = "xla_cpu_pjrt.so";
+    if let Some(folder) = std::env::var_os("ENTROPIC_PLUGIN_DIR") {
+        return Path::new(&folder).join(NAME);
+    }
+    let cache = std::env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache")))
+        .unwrap_or_default();
+    cache.join("entropic/plugins/xla-cpu-pjrt-0.0.1").join(NAME)
+}
+
+/// An array on the host.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Array {
+    pub element_type: ElementType,
+    pub dims: Vec<i64>,
+    pub bytes: Vec<u8>,
+}
+
+impl Array {
+    pub fn f32(dims: &[i64], values: &[f32]) -> Self {
+        let bytes = values.iter().flat_map(|v| v.to_ne_bytes()).collect();
+        Self { element_type: ElementType::F32, dims: dims.to_vec(), bytes }
+    }
+
+    pub fn vector(values: &[f32]) -> Self {
+        Self::f32(&[values.len() as i64], values)
+    }
+
+    pub fn s32(dims: &[i64], values: &[i32]) -> Self {
+        let bytes = values.iter().flat_map(|v| v.to_ne_bytes()).collect();
+        Self { element_type: ElementType::S32, dims: dims.to_vec(), bytes }
+    }
+
+    pub fn floats(&self) -> Vec<f32> {
+        assert_eq!(self.element_type, ElementType::F32);
+        self.bytes.chunks_exact(4).map(|four| f32::from_ne_bytes(four.try_into().unwrap())).collect()
+    }
+
+    pub fn ints(&self) -> Vec<i32> {
+        assert_eq!(self.element_type, ElementType::S32);
+        self.bytes.chunks_exact(4).map(|four| i32::from_ne_bytes(four.try_into().unwrap())).collect()
+    }
+}
+
+/// A module compiled for the CPU.
+pub struct Compiled {
+    executable: Executable,
+}
+
+impl Compiled {
+    pub fn new(module: &Module) -> Self {
+        hlo::verify::verify(module).unwrap();
+        let executable = client().compile(&Program::hlo(&module.export()), &CompileOptions::default()).unwrap();
+        Self { executable }
+    }
+
+    /// Runs it on copies of `inputs`.
+    pub fn run(&self, inputs: &[Array]) -> Vec<Array> {
+        let device = client().device(0).unwrap();
+        let buffers: Vec<Buffer> = inputs
+            .iter()
+            .map(|a| client().buffer_from_host(&a.bytes, a.element_type, &a.dims, device).unwrap())
+            .collect();
+        let list: Vec<&Buffer> = buffers.iter().collect();
+        let outputs = self.executable.execute(&[list.as_slice()], &ExecuteOptions::default()).unwrap().outputs;
+        outputs[0]
+            .iter()
+            .map(|b| Array {
+                element_type: b.element_type().unwrap(),
+                dims: b.dims().unwrap().to_vec(),
+                bytes: b.to_vec().unwrap(),
+            })
+            .collect()
+    }
+}
+
+/// A small deterministic generator: the same numbers on every machine.
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub fn bits(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// Uniform in [0, 1).
+    pub fn uniform(&mut self) -> f64 {
+        (self.bits() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    /// Standard normal.
+    pub fn normal(&mut self) -> f64 {
+        let radius = (-2.0 * (1.0 - self.uniform()).ln()).sqrt();
+        radius * (std::f64::consts::TAU * self.uniform()).cos()
+    }
+}

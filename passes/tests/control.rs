@@ -1,0 +1,282 @@
+//! `control` on the CPU plugin against the reference, fed with the same statistics.
+
+mod common;
+
+use common::{Array, Compiled, Random};
+use ndarray::Array1;
+use passes::control::standalone;
+use passes::layout::ControlledTensor;
+use passes::reference::{Controller, Statistics, Step};
+use passes::{ControllerLayout, Policy, Telemetry};
+
+/// Emitted control and reference, side by side.
+struct Pair {
+    program: Compiled,
+    layout: ControllerLayout,
+    policy: Policy,
+    state: Vec<f32>,
+    counters: Vec<i32>,
+    reference: Controller,
+}
+
+/// Statistics of one step: (S, h) of each tensor.
+type Fed = Vec<(f32, f32)>;
+
+impl Pair {
+    fn new(elements: &[u64], policy: &Policy) -> Self {
+        let tensor = |(i, &elements): (usize, &u64)| ControlledTensor {
+            name: format!("p['t{i}']"),
+            input: i,
+            elements,
+            measured: "%g".into(),
+            scaling: None,
+        };
+        let (module, layout) = standalone(elements.iter().enumerate().map(tensor).collect(), policy).unwrap();
+        Self {
+            program: Compiled::new(&module),
+            state: layout.initial_state(),
+            counters: layout.initial_counters(),
+            reference: Controller::new(elements, policy),
+            policy: policy.clone(),
+            layout,
+        }
+    }
+
+    fn emitted(&mut self, fed: &Fed) -> Telemetry {
+        let (energy, nats): (Vec<f32>, Vec<f32>) = fed.iter().copied().unzip();
+        let outputs = self.program.run(&[
+            Array::vector(&energy),
+            Array::vector(&nats),
+            Array::vector(&self.layout.policy_vector(&self.policy).unwrap()),
+            Array::vector(&self.state),
+            Array::s32(&[self.counters.len() as i64], &self.counters),
+        ]);
+        self.state = outputs[0].floats();
+        self.counters = outputs[1].ints();
+        assert!(self.state.iter().all(|v| v.is_finite()), "not finite in the state: {:?}", self.state);
+        let telemetry = Telemetry::decode(&self.layout, &outputs[2].floats()).unwrap();
+        assert_eq!(outputs[4].bytes[0] != 0, telemetry.applied);
+        telemetry
+    }
+
+    /// One step of both, compared.
+    fn step(&mut self, fed: &Fed) -> (Telemetry, Step) {
+        let statistics: Vec<_> =
+            fed.iter().map(|&(s, h)| Statistics { energy: f64::from(s), nats: f64::from(h) }).collect();
+        let expected = self.reference.step(&statistics, &self.policy);
+        let found = self.emitted(fed);
+        self.compare(&found, &expected);
+        (found, expected)
+    }
+
+    fn compare(&self, found: &Telemetry, expected: &Step) {
+        let at = self.reference.steps;
+        let decisions = |t: &Telemetry| (t.applied, t.norm_exceeded, t.rearmed, t.calibrated, t.stop);
+        let wanted = (expected.applied, expected.norm_exceeded, expected.rearmed, expected.calibrated, expected.stop);
+        assert_eq!(decisions(found), wanted, "step {at}: {found:?}");
+        let r = &self.reference;
+        let counts = [r.steps, r.accepted, r.non_finite, r.refused_norm, r.rearmed, r.calibrations];
+        let found_counts: Vec<u64> = self.counters[..6].iter().map(|&c| c as u64).collect();
+        assert_eq!(found_counts, counts, "step {at}");
+
+        let measured: Vec<_> = found.tensors.iter().chain([&found.global]).collect();
+        let values = |name: &str, found: Vec<Option<f32>>, expected: &Array1<f64>| {
+            for (i, (f, &e)) in found.into_iter().zip(expected).enumerate() {
+                match f {
+                    Some(f) => assert!(
+                        (f64::from(f) - e).abs() <= 1e-5 * e.abs().max(1.0),
+                        "step {at}: {name} {i} is {f}, not {e}"
+                    ),
+                    None => assert!(e.is_nan(), "step {at}: {name} {i} is absent, not {e}"),
+                }
+            }
+        };
+        values("entropy", measured.iter().map(|m| m.entropy).collect(), &expected.entropy);
+        values("smoothed", measured.iter().map(|m| m.smoothed).collect(), &expected.smoothed);
+        values("target", measured.iter().map(|m| m.target).collect(), &expected.target);
+        values("ratio", measured.iter().map(|m| m.ratio).collect(), &expected.ratio);
+        if found.finite {
+            let relative = |found: f32, expected: f64| (f64::from(found) / expected - 1.0).abs();
+            assert!(expected.norm == 0.0 || relative(found.global.norm, expected.norm) <= 1e-5, "step {at}");
+        }
+        if !expected.norm_mean.is_nan() && expected.norm_mean > 0.0 {
+            let relative = (f64::from(found.norm_mean) / expected.norm_mean - 1.0).abs();
+            assert!(relative <= 1e-5, "step {at}: norm mean {} for {}", found.norm_mean, expected.norm_mean);
+        }
+    }
+}
+
+const ELEMENTS: [u64; 4] = [64, 1, 1000, 40_000_000];
+
+fn random_step(random: &mut Random, level: f64) -> Fed {
+    ELEMENTS
+        .iter()
+        .map(|&n| {
+            let energy = level * (0.3 * random.normal()).exp() * n as f64 * 1e-6;
+            (energy as f32, ((n as f64).ln() * (0.7 + 0.2 * random.uniform())) as f32)
+        })
+        .collect()
+}
+
+/// A policy whose periods are short enough to be crossed often.
+fn eager() -> Policy {
+    Policy::parse(
+        "[entropy]\nsmoothing = 3\n[target]\nhalf_life = 40\nfirst = 7\nevery = 20\n\
+         [gate]\nmax_pause = 5\n[gate.norm]\nmultiple = 1.8\nhalf_life = 15\nwarmup = 6",
+    )
+    .unwrap()
+}
+
+#[test]
+fn random_and_drifting_streams() {
+    for (seed, drift) in [(1, 0.0), (2, 0.01), (3, -0.02)] {
+        let mut pair = Pair::new(&ELEMENTS, &eager());
+        let mut random = Random::new(seed);
+        let mut refused = 0;
+        for t in 0..300 {
+            let spike = if random.uniform() < 0.05 { 100.0 } else { 1.0 };
+            let fed = random_step(&mut random, spike * (drift * f64::from(t)).exp());
+            refused += u32::from(!pair.step(&fed).1.applied);
+        }
+        assert!((5..100).contains(&refused), "{refused} of 300 steps refused: the stream tests nothing");
+        assert!(pair.reference.calibrations > 5);
+    }
+}
+
+#[test]
+fn adversarial_streams_leave_the_state_finite() {
+    let mut pair = Pair::new(&ELEMENTS, &eager());
+    let mut random = Random::new(4);
+    let odd = [f32::NAN, f32::INFINITY, 0.0, 3e38, f32::MIN_POSITIVE, 1e-40, 1e-30, 1e30];
+    for t in 0..400 {
+        let mut fed = random_step(&mut random, 1.0);
+        if t % 3 != 0 {
+            for (energy, nats) in &mut fed {
+                match random.bits() % 4 {
+                    0 => *energy = odd[(random.bits() % odd.len() as u64) as usize],
+                    1 => *nats = 0.0,
+                    _ => {}
+                }
+            }
+        }
+        // What the emitter promises about h where S is zero, and what it does not where S is no number.
+        for (energy, nats) in &mut fed {
+            if *energy < f32::MIN_POSITIVE {
+                (*energy, *nats) = (0.0, 0.0);
+            } else if !energy.is_finite() {
+                *nats = f32::NAN;
+            }
+        }
+        pair.step(&fed);
+    }
+    assert!(pair.reference.accepted > 50 && pair.reference.non_finite > 50);
+}
+
+#[test]
+fn long_half_lives_lose_no_accuracy() {
+    let mut policy = Policy::parse("[target]\nhalf_life = 20000\nfirst = 1\nevery = 1").unwrap();
+    policy.gate.norm.half_life = 20_000.0;
+    policy.gate.norm.multiple = 1e6;
+    let mut pair = Pair::new(&[64, 1000], &policy);
+    for t in 0..6000_i32 {
+        // A slow drift, whose steps are far below the precision of a single addition.
+        let level = 0.8 + 1e-5 * f64::from(t) / 6.0;
+        let fed = [64.0_f64, 1000.0].map(|n| ((level * n) as f32, (level * n.ln()) as f32));
+        pair.step(&fed.to_vec());
+    }
+}
+
+/// Steps of one tensor with a given norm.
+fn with_norm(norm: f32) -> Fed {
+    vec![(norm * norm, 2.0)]
+}
+
+#[test]
+fn at_the_threshold_a_step_is_accepted_and_above_it_is_refused() {
+    let policy = Policy::parse("[gate.norm]\nmultiple = 2.0\nwarmup = 4").unwrap();
+    for (norm, refused) in [(2.0, false), (2.0_f32.next_up().next_up(), true), (1.5, false), (f32::MAX.sqrt(), true)] {
+        let mut pair = Pair::new(&[64], &policy);
+        for _ in 0..4 {
+            assert!(pair.step(&with_norm(1.0)).0.applied);
+        }
+        let (found, _) = pair.step(&with_norm(norm));
+        assert_eq!(found.norm_threshold, Some(2.0));
+        assert_eq!((found.norm_exceeded, found.applied), (refused, !refused), "norm {norm}");
+    }
+}
+
+#[test]
+fn nothing_is_refused_for_its_norm_before_warmup_ends() {
+    for (accepted_before, refused) in [(3, false), (4, true)] {
+        let mut pair = Pair::new(&[64], &Policy::parse("[gate.norm]\nwarmup = 4").unwrap());
+        for _ in 0..accepted_before {
+            pair.step(&with_norm(1.0));
+        }
+        assert_eq!(pair.step(&with_norm(1000.0)).0.norm_exceeded, refused);
+    }
+}
+
+#[test]
+fn the_norm_gate_reopens_after_max_pause_and_counts_it() {
+    let mut pair = Pair::new(&[64], &Policy::parse("[gate]\nmax_pause = 3\n[gate.norm]\nwarmup = 2").unwrap());
+    for _ in 0..2 {
+        pair.step(&with_norm(1.0));
+    }
+    let rearmed: Vec<bool> = [10.0, f32::NAN, 20.0, 30.0].map(|n| pair.step(&with_norm(n)).0.rearmed).to_vec();
+    assert_eq!(rearmed, [false, false, false, true]);
+    let (found, _) = pair.step(&with_norm(25.0));
+    assert!(found.applied && found.rearmings == 1.0 && found.norm_threshold == Some(60.0), "{found:?}");
+}
+
+#[test]
+fn non_finite_steps_are_never_admitted_and_stop_the_run() {
+    let mut pair = Pair::new(&[64], &Policy::parse("[gate]\nmax_pause = 3").unwrap());
+    pair.step(&with_norm(1.0));
+    let state = pair.state.clone();
+    let stops: Vec<bool> = (0..5)
+        .map(|_| {
+            let (found, _) = pair.step(&with_norm(f32::NAN));
+            assert!(!found.applied);
+            found.stop
+        })
+        .collect();
+    assert_eq!(stops, [false, false, true, true, true]);
+    assert_eq!(pair.state, state, "a refused step leaves window, means and targets alone");
+    assert!(pair.step(&with_norm(1.0)).0.applied);
+    assert!(!pair.step(&with_norm(f32::NAN)).0.stop);
+}
+
+#[test]
+fn a_policy_that_only_watches_applies_everything_and_learns_from_finite_steps() {
+    let mut pair = Pair::new(&[64], &Policy::monitor());
+    for norm in [1.0, f32::NAN, 1000.0, f32::INFINITY, 1.0] {
+        let (found, _) = pair.step(&with_norm(norm));
+        assert!(found.applied && !found.stop);
+    }
+    assert_eq!(pair.counters[..4], [5, 3, 2, 0]);
+}
+
+#[test]
+fn an_inactive_tensor_moves_neither_window_nor_target() {
+    let mut pair = Pair::new(&[64, 64], &eager());
+    for t in 0..40_u8 {
+        let quiet = if t % 2 == 0 { (0.0, 0.0) } else { (1.0, 3.0) };
+        let (found, _) = pair.step(&vec![(1.0, 2.0), quiet]);
+        let present = t > 0;
+        assert_eq!(found.tensors[1].smoothed.is_some(), present, "step {t}");
+        if present {
+            assert!((found.tensors[1].smoothed.unwrap() - 3.0 / 64.0_f32.ln()).abs() < 1e-6);
+        }
+    }
+}
+
+#[test]
+fn new_numbers_need_no_new_program() {
+    let mut pair = Pair::new(&[64], &Policy::parse("[gate.norm]\nwarmup = 1").unwrap());
+    pair.step(&with_norm(1.0));
+    assert!(!pair.step(&with_norm(4.0)).0.applied);
+    pair.policy.gate.norm.multiple = 5.0;
+    assert!(pair.step(&with_norm(4.0)).0.applied);
+    pair.policy.gate.norm.enabled = false;
+    assert!(pair.step(&with_norm(400.0)).0.applied);
+}
