@@ -42,6 +42,8 @@ pub mod verify;
 
 pub mod text;
 
+pub mod testing;
+
 /// The wire types that `proto/hlo.proto` generates.
 ///
 /// [`ir`] is what a pass works with; these appear where an instruction's

@@ -1,46 +1,9 @@
-//! Emitting instructions with inferred shapes.
-//!
-//! A [`Builder`] appends to one computation. Every call returns the value it
-//! made or an error that names opcode and operand shapes, at the spot. Appended
-//! instructions come last in the order; when earlier instructions are made to
-//! use them, [`Module::sort`](crate::Module::sort) restores a valid order.
+//! One method for each operation that passes emit.
 
-use thiserror::Error;
-
-use crate::infer::{InferError, infer};
-use crate::ir::{Computation, ComputationId, Instruction, InstructionId, Module, Opcode, Shape};
+use super::{BuildError, Builder, Built};
+use crate::ir::{ComputationId, InstructionId, Module, Opcode, Shape};
 use crate::proto::hlo_instruction_proto::SliceDimensions;
-use crate::proto::{HloInstructionProto, LiteralProto, OpMetadata, PrimitiveType, ProgramShapeProto};
-
-/// Why an instruction was not built.
-#[derive(Debug, Error)]
-pub enum BuildError {
-    /// The operands do not go together.
-    #[error(transparent)]
-    Infer(#[from] InferError),
-    /// An operand or computation id that is not of this module.
-    #[error("{what} {index} is not part of computation {computation:?}")]
-    NoSuch {
-        /// `instruction` or `computation`.
-        what: &'static str,
-        /// Its arena index.
-        index: usize,
-        /// The computation that was to hold it.
-        computation: String,
-    },
-    /// The shape of this operation does not follow from its operands; state it.
-    #[error("the shape of {opcode} cannot be inferred here")]
-    NotInferable {
-        /// The operation.
-        opcode: Opcode,
-    },
-    /// A constant of this element type cannot be made from a number.
-    #[error("a constant of element type {element_type} cannot be made here; use f32 and convert")]
-    Constant {
-        /// The element type asked for.
-        element_type: PrimitiveType,
-    },
-}
+use crate::proto::{HloInstructionProto, LiteralProto, PrimitiveType};
 
 /// Direction of a `compare`, named as XLA names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -74,19 +37,6 @@ impl ComparisonDirection {
     }
 }
 
-/// The value of every builder call.
-pub type Built = Result<InstructionId, BuildError>;
-
-/// Appends instructions to one computation.
-#[derive(Debug)]
-pub struct Builder<'m> {
-    module: &'m mut Module,
-    computation: ComputationId,
-    scope: String,
-    op_name: String,
-    next_name: Option<String>,
-}
-
 macro_rules! unary {
     ($($(#[$doc:meta])* $name:ident $opcode:ident;)*) => {$(
         $(#[$doc])*
@@ -109,158 +59,7 @@ macro_rules! binary {
     )*};
 }
 
-impl<'m> Builder<'m> {
-    /// A builder at the end of `computation`.
-    pub fn new(module: &'m mut Module, computation: ComputationId) -> Self {
-        Self { module, computation, scope: String::new(), op_name: String::new(), next_name: None }
-    }
-
-    /// A builder at the end of the entry computation.
-    pub fn at_entry(module: &'m mut Module) -> Self {
-        let entry = module.entry();
-        Self::new(module, entry)
-    }
-
-    /// The module being built.
-    #[must_use]
-    pub fn module(&self) -> &Module {
-        self.module
-    }
-
-    /// The module being built, for edits between two emissions.
-    pub fn module_mut(&mut self) -> &mut Module {
-        self.module
-    }
-
-    /// Names what follows: instructions are called `scope.opcode`, and carry `op_name` as metadata.
-    pub fn set_scope(&mut self, scope: &str, op_name: &str) {
-        self.scope = sanitize(scope);
-        op_name.clone_into(&mut self.op_name);
-    }
-
-    /// Names the next instruction, instead of `scope.opcode`.
-    pub fn named(&mut self, name: &str) -> &mut Self {
-        self.next_name = Some(sanitize(name));
-        self
-    }
-
-    /// The shape of a value.
-    ///
-    /// # Errors
-    ///
-    /// Where the id is not of this computation.
-    pub fn shape(&self, x: InstructionId) -> Result<Shape, BuildError> {
-        Ok(self.instruction(x)?.shape.clone())
-    }
-
-    fn target(&self) -> Result<&Computation, BuildError> {
-        self.module.computation(self.computation).ok_or_else(|| BuildError::NoSuch {
-            what: "computation",
-            index: self.computation.index(),
-            computation: self.module.name().to_owned(),
-        })
-    }
-
-    fn instruction(&self, x: InstructionId) -> Result<&Instruction, BuildError> {
-        let target = self.target()?;
-        target.get(x).ok_or_else(|| BuildError::NoSuch {
-            what: "instruction",
-            index: x.index(),
-            computation: target.name.clone(),
-        })
-    }
-
-    /// Any operation whose shape follows from its operands.
-    ///
-    /// # Errors
-    ///
-    /// Where it does not follow, or no shape fits.
-    pub fn emit(&mut self, opcode: Opcode, operands: &[InstructionId]) -> Built {
-        self.emit_with(opcode, operands, Shape::default(), HloInstructionProto::default(), Vec::new())
-    }
-
-    /// Any operation, with a stated shape, attributes and called computations.
-    ///
-    /// The stated shape counts where the operands do not determine one.
-    ///
-    /// # Errors
-    ///
-    /// Where no shape fits, or none follows and none is stated.
-    pub fn emit_with(
-        &mut self,
-        opcode: Opcode,
-        operands: &[InstructionId],
-        stated: Shape,
-        mut attributes: HloInstructionProto,
-        called: Vec<ComputationId>,
-    ) -> Built {
-        let shapes = operands.iter().map(|&x| self.shape(x)).collect::<Result<Vec<_>, _>>()?;
-        let shape = match infer(opcode, &shapes, &attributes, &stated)? {
-            Some(shape) => shape,
-            None if stated != Shape::default() => stated,
-            None => return Err(BuildError::NotInferable { opcode }),
-        };
-        if !self.op_name.is_empty() {
-            attributes.metadata = OpMetadata { op_name: self.op_name.clone(), ..Default::default() }.into();
-        }
-        let name = match self.next_name.take() {
-            Some(name) => name,
-            None if self.scope.is_empty() => opcode.name().to_owned(),
-            None => format!("{}.{}", self.scope, opcode.name()),
-        };
-        let mut instruction = Instruction::new(name, opcode, shape, operands.to_vec());
-        instruction.attributes = Box::new(attributes);
-        instruction.called = called;
-        let computation = self.computation;
-        self.module.push_instruction(computation, instruction).ok_or_else(|| BuildError::NoSuch {
-            what: "computation",
-            index: computation.index(),
-            computation: self.module.name().to_owned(),
-        })
-    }
-
-    /// The computation's next parameter.
-    ///
-    /// In the entry computation, signature and host signature gain it too.
-    ///
-    /// # Errors
-    ///
-    /// Where the computation does not exist.
-    pub fn parameter(&mut self, name: &str, shape: Shape) -> Built {
-        let number = self.target()?.parameters().len();
-        let attributes = HloInstructionProto { parameter_number: number as i64, ..Default::default() };
-        let id = self.named(name).emit_with(Opcode::Parameter, &[], shape.clone(), attributes, Vec::new())?;
-        let unique = self.instruction(id)?.name.clone();
-        let append = |signature: &mut ProgramShapeProto| {
-            signature.parameters.push(shape.0.clone());
-            signature.parameter_names.push(unique.clone());
-        };
-        if self.computation == self.module.entry() {
-            append(self.module.header.host_program_shape.get_or_insert_default());
-        }
-        if let Some(target) = self.module.computation_mut(self.computation) {
-            append(target.header.program_shape.get_or_insert_default());
-        }
-        Ok(id)
-    }
-
-    /// Makes `root` the computation's result.
-    ///
-    /// # Errors
-    ///
-    /// Where the id is not of this computation.
-    pub fn set_root(&mut self, root: InstructionId) -> Result<(), BuildError> {
-        let shape = self.shape(root)?;
-        if self.computation == self.module.entry() {
-            self.module.header.host_program_shape.get_or_insert_default().result = shape.0.clone().into();
-        }
-        if let Some(target) = self.module.computation_mut(self.computation) {
-            target.root = root;
-            target.header.program_shape.get_or_insert_default().result = shape.0.into();
-        }
-        Ok(())
-    }
-
+impl Builder<'_> {
     /// A scalar `f32` constant.
     ///
     /// # Errors
@@ -504,48 +303,5 @@ impl<'m> Builder<'m> {
         let root = b.emit(opcode, &[x, y])?;
         b.set_root(root)?;
         Ok(id)
-    }
-}
-
-/// A tree path as an HLO name: brackets and quotes become dots.
-///
-/// `params['h0']['qkv']` turns into `params.h0.qkv`. HLO names hold letters, digits, `_`, `.` and `-`.
-#[must_use]
-pub fn sanitize(name: &str) -> String {
-    let mut out = String::with_capacity(name.len());
-    for c in name.chars() {
-        if c.is_ascii_alphanumeric() || c == '_' || c == '-' {
-            out.push(c);
-        } else if !out.is_empty() && !out.ends_with('.') {
-            out.push('.');
-        }
-    }
-    while out.ends_with('.') {
-        out.pop();
-    }
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tree_paths_become_names() {
-        assert_eq!(sanitize("params['h0']['qkv']"), "params.h0.qkv");
-        assert_eq!(sanitize("state[0].mu['w/~/b']"), "state.0.mu.w.b");
-        assert_eq!(sanitize("[0]"), "0");
-    }
-
-    #[test]
-    fn a_builder_call_names_what_does_not_fit() {
-        let mut module = Module::new("m");
-        let mut b = Builder::at_entry(&mut module);
-        let x = b.parameter("x", Shape::array(PrimitiveType::F32, &[2])).unwrap();
-        let y = b.parameter("y", Shape::array(PrimitiveType::F32, &[3])).unwrap();
-        assert!(b.add(x, y).unwrap_err().to_string().contains("add of (f32[2], f32[3])"));
-        assert!(b.emit(Opcode::Sort, &[x]).unwrap_err().to_string().contains("cannot be inferred"));
-        assert!(b.add(x, InstructionId(99)).unwrap_err().to_string().contains("instruction 99 is not part"));
-        assert!(b.constant(PrimitiveType::C64, 1.0).is_err());
     }
 }
