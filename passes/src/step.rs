@@ -137,6 +137,8 @@ pub enum LinkKind {
     Unscale,
     /// Multiplied or divided by a constant or a schedule.
     Scale,
+    /// Multiplied or divided by a scalar that the optimizer keeps as state.
+    StepSize,
     /// Something that does not depend on data added (weight decay, noise).
     AddUntainted,
     /// Multiplied by something of the tensor's size that does not depend on data.

@@ -41,7 +41,9 @@ impl<'f, 'g, 'm> Classifier<'f, 'g, 'm> {
         let mut target = NodeMap::new(flow.graph, false);
         let mut new_parameters = BTreeSet::new();
         for &p in roles.parameters.iter().chain(roles.masters.values()) {
-            let Some(state) = flow.floats.get(p) else { continue };
+            let Some(state) = flow.floats.get(p) else {
+                continue;
+            };
             target[state.new] = true;
             new_parameters.insert(state.new);
             new_parameters.insert(flow.graph.through_conversions(state.new));
@@ -154,6 +156,14 @@ impl<'f, 'g, 'm> Classifier<'f, 'g, 'm> {
                 Held,
                 "optimizer state computed from data that several parameters use",
             );
+        }
+        let feeds = |&p: &usize| self.flow.floats.get(p).is_some_and(|s| self.flow.all.reaches(k, s.new));
+        if !self.averages_parameters(state)
+            && self.roles.parameters.iter().any(feeds)
+            && !self.roles.rebuilt.contains(&k)
+        {
+            let reason = "statistics of the optimizer, computed from data, that updates depend on";
+            return verdict(StateRole::SharedMoment, Held, reason);
         }
         if self.roles.rebuilt.contains(&k) {
             return verdict(StateRole::BatchStatistic, Held, "computed anew from data, and read by the loss");
@@ -315,7 +325,9 @@ fn corrects(graph: &Graph<'_>, id: NodeId, state: &StateNode, plain: &NodeMap<bo
     if !graph.is(id, Opcode::Subtract) || !graph.uniform(id) {
         return false;
     }
-    let Some((one, x)) = graph.pair(id) else { return false };
+    let Some((one, x)) = graph.pair(id) else {
+        return false;
+    };
     if graph.constant(one) != Some(1.0) {
         return false;
     }

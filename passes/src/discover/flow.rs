@@ -29,7 +29,7 @@ pub(super) struct Flow<'g, 'm> {
     pub(super) seeds: NodeMap<bool>,
     /// Computed from data.
     pub(super) tainted: NodeMap<bool>,
-    /// Computed from data through more than comparisons and predicates.
+    /// Computed from data through more than scalar predicates.
     pub(super) data: NodeMap<bool>,
     /// Which float states reach a node, along all edges.
     pub(super) all: Reach,
@@ -62,12 +62,10 @@ impl<'g, 'm> Flow<'g, 'm> {
         let mut notes = Vec::new();
         let seeds = seeds(graph, &batch, &states, &mut notes);
         let tainted = spread(graph, &seeds, |_| true, |id| graph.deps(id));
-        let data = spread(
-            graph,
-            &seeds,
-            |id| !matches!(graph.opcode(id), Some(Opcode::Compare | Opcode::IsFinite)),
-            |id| graph.data_deps(id),
-        );
+        // A scalar verdict on the data (finite or not, below or above) is control; a mask of the tensor's own size
+        // is data, as sign-based updates are made of such.
+        let verdict = |id| graph.uniform(id) && graph.element_type(id) == PrimitiveType::PRED;
+        let data = spread(graph, &seeds, |id| !verdict(id), |id| graph.flow_deps(id));
         let floats: Vec<StateNode> = states.iter().filter(|s| graph.is_floating(s.old)).copied().collect();
         let sources: Vec<NodeId> = floats.iter().map(|s| s.old).collect();
         let all = Reach::new(graph, &sources, |_, _| true);

@@ -17,7 +17,8 @@ use super::flow::Flow;
 use super::graph::{NodeId, NodeMap, Op};
 use super::pair::CarryPaths;
 use super::roles::Roles;
-use crate::step::{ConstantScale, Gradient, GradientStatus, Link, LinkKind};
+use super::update::moment;
+use crate::step::{ConstantScale, Gradient, GradientStatus, Link, LinkKind, MomentForm, MomentOf};
 
 /// Walking back stops after this many links.
 const MAX_LINKS: usize = 32;
@@ -31,6 +32,8 @@ pub(super) struct Found {
     pub(super) raw: NodeId,
     pub(super) constant_scale: Option<ConstantScale>,
     pub(super) links: Vec<FoundLink>,
+    /// The state through which it was found, where data reaches the new value by other ways, too.
+    pub(super) only_through: Option<usize>,
     /// Learning-rate factors taken off the end (steps without moments).
     pub(super) peeled: usize,
 }
@@ -143,6 +146,11 @@ impl<'f, 'g, 'm> Finder<'f, 'g, 'm> {
                 && !carried.contains(&id)
         };
         let Some(&eff) = chain.iter().find(|&&id| fits(id) && !graph.node(id).inner) else {
+            if let Some((eff, moment)) = self.through_one_moment(&group, tree, &fits) {
+                let mut found = self.walk_back(eff, 0, tree, scalar);
+                found.only_through = Some(moment);
+                return Outcome::Found(found);
+            }
             let inner = chain.iter().copied().find(|&id| fits(id));
             let kind = if inner.is_some() || self.through_branch(&reached, tree) {
                 RefusalKind::InBranch
@@ -154,7 +162,53 @@ impl<'f, 'g, 'm> Finder<'f, 'g, 'm> {
             return refuse(kind, candidates);
         };
         let (eff, peeled) = if group.is_empty() { self.peel(eff, tree, &fits) } else { (eff, 0) };
-        Outcome::Found(self.walk_back(eff, peeled, tree, scalar))
+        let mut found = self.walk_back(eff, peeled, tree, scalar);
+        if group.is_empty() {
+            // A learning rate may stand in front of a clip, too.
+            found.preclip = self.peel(found.preclip, tree, &fits).0;
+            found.measured = self.peel(found.measured, tree, &fits).0;
+            found.raw = self.peel(found.raw, tree, &fits).0;
+        }
+        self.complete_averages(&mut found, &group);
+        Outcome::Found(found)
+    }
+
+    /// `m' = a·m + (1 - a)·g`, where nothing but this sum reads `g`: the last array before the moment is `(1 - a)·g`,
+    /// and the coefficients say that the gradient is `g`.
+    fn complete_averages(&self, found: &mut Found, group: &[usize]) {
+        let Some(scale) = &found.constant_scale else { return };
+        if found.raw != found.eff || found.links.is_empty() {
+            return;
+        }
+        let completes = group.iter().any(|&s| {
+            let recurrence = moment(self.flow, Some(found), s);
+            recurrence.of == MomentOf::Gradient
+                && recurrence.form == MomentForm::HeavyBall
+                && recurrence.decay.is_some_and(|a| (a + scale.factor - 1.0).abs() < 1e-5)
+        });
+        if let Some(first) = found.links.first().filter(|_| completes) {
+            found.raw = first.from;
+        }
+    }
+
+    /// Where data reaches the new value by several ways (a second-order optimizer that estimates curvature from a
+    /// gradient of its own): what the only first moment accumulates, if there is exactly one such moment.
+    fn through_one_moment(
+        &self,
+        group: &[usize],
+        tree: &DominatorTree,
+        fits: &impl Fn(NodeId) -> bool,
+    ) -> Option<(NodeId, usize)> {
+        let graph = self.flow.graph;
+        let mut accumulated = group.iter().filter_map(|&s| {
+            let new = self.flow.floats.get(s)?.new;
+            let eff = tree.chain(tree.contains(new).then_some(new)).find(|&id| fits(id) && !graph.node(id).inner)?;
+            let found = self.walk_back(eff, 0, tree, false);
+            let recurrence = moment(self.flow, Some(&found), s);
+            let first = recurrence.of == MomentOf::Gradient && recurrence.form != MomentForm::OtherLinear;
+            first.then_some((eff, s))
+        });
+        accumulated.next().filter(|_| accumulated.next().is_none())
     }
 
     fn coupled(&self, p: usize) -> Option<RefusalKind> {
@@ -229,7 +283,9 @@ impl<'f, 'g, 'm> Finder<'f, 'g, 'm> {
     fn carried(&self, old: NodeId, output: usize, new: NodeId) -> HashSet<NodeId> {
         let graph = self.flow.graph;
         let mut carried = HashSet::from([new]);
-        let Some(paths) = self.carry.get(output).filter(|c| c.reaches(old)) else { return carried };
+        let Some(paths) = self.carry.get(output).filter(|c| c.reaches(old)) else {
+            return carried;
+        };
         carried.extend(paths.trace(old));
         let mut stack = vec![old];
         let mut forward = HashSet::from([old]);
@@ -299,13 +355,15 @@ impl<'f, 'g, 'm> Finder<'f, 'g, 'm> {
         loop {
             let inside = match (graph.op(eff), graph.deps(eff)) {
                 (Op::Hlo(Opcode::Negate), &[x]) => Some(x),
+                // Sign descent consumes the gradient and applies its sign.
+                (Op::Hlo(Opcode::Sign), &[x]) if tree.contains(x) => Some(x),
                 (Op::Hlo(Opcode::Convert | Opcode::Copy), &[x]) if fits(x) && tree.contains(x) => Some(x),
                 (Op::Hlo(opcode @ (Opcode::Multiply | Opcode::Divide)), &[x, y]) => {
                     let (flowing, factor) = if tree.contains(x) { (x, y) } else { (y, x) };
                     let plain = tree.contains(flowing)
                         && !tree.contains(factor)
                         && graph.uniform(factor)
-                        && !flow.tainted[factor]
+                        && (!flow.tainted[factor] || self.learned(factor))
                         && (opcode == Opcode::Multiply || flowing == x)
                         && !self.shares_states(factor, flowing);
                     plain.then_some(flowing)
@@ -322,6 +380,18 @@ impl<'f, 'g, 'm> Finder<'f, 'g, 'm> {
         }
     }
 
+    /// A scalar that the optimizer keeps: it depends on states and on no parameter.
+    fn is_step_size(&self, factor: NodeId) -> bool {
+        let row = self.flow.all.row(factor);
+        row.iter().any(|&w| w != 0) && !row.iter().zip(&self.parameter_mask).any(|(x, m)| x & m != 0)
+    }
+
+    /// A factor computed from data and from states of the optimizer: a step size that it estimates as it goes. A clip
+    /// factor comes from the gradient alone.
+    fn learned(&self, factor: NodeId) -> bool {
+        self.flow.all.row(factor).iter().zip(&self.parameter_mask).any(|(x, m)| x & !m != 0)
+    }
+
     /// Whether both depend on a state that is no parameter, and the factor on no parameter.
     fn shares_states(&self, factor: NodeId, flowing: NodeId) -> bool {
         let (a, b) = (self.flow.all.row(factor), self.flow.all.row(flowing));
@@ -331,16 +401,28 @@ impl<'f, 'g, 'm> Finder<'f, 'g, 'm> {
 
     fn walk_back(&self, eff: NodeId, peeled: usize, tree: &DominatorTree, scalar: bool) -> Found {
         let graph = self.flow.graph;
-        let mut found =
-            Found { eff, preclip: eff, measured: eff, raw: eff, constant_scale: None, links: Vec::new(), peeled };
+        let mut found = Found {
+            eff,
+            preclip: eff,
+            measured: eff,
+            raw: eff,
+            constant_scale: None,
+            links: Vec::new(),
+            only_through: None,
+            peeled,
+        };
         let mut unscaled = false;
         let mut at = eff;
         while found.links.len() < MAX_LINKS {
-            let Some(before) = tree.chain(Some(at)).nth(1) else { break };
+            let Some(before) = tree.chain(Some(at)).nth(1) else {
+                break;
+            };
             if graph.dims(before) != graph.dims(eff) || !graph.is_floating(before) || graph.node(before).inner {
                 break;
             }
-            let Some(kinds) = self.link(before, at, tree, scalar) else { break };
+            let Some(kinds) = self.link(before, at, tree, scalar) else {
+                break;
+            };
             let same_type = graph.element_type(before) == graph.element_type(eff);
             let clips = kinds.iter().any(|k| {
                 use LinkKind as K;
@@ -356,7 +438,7 @@ impl<'f, 'g, 'm> Finder<'f, 'g, 'm> {
                 if !unscaled {
                     found.measured = before;
                 }
-            } else if kinds.contains(&LinkKind::AddUntainted) && same_type {
+            } else if same_type && (kinds.contains(&LinkKind::AddUntainted) || kinds.contains(&LinkKind::StepSize)) {
                 found.raw = before;
             }
             found.links.push(FoundLink { from: before, to: at, kinds });
@@ -445,6 +527,9 @@ impl<'f, 'g, 'm> Finder<'f, 'g, 'm> {
                 (true, true) => LinkKind::ScaleByData,
                 (true, false) if scales && graph.constant(side).is_none() && self.shares_states(side, before) => {
                     LinkKind::Unscale
+                }
+                (true, false) if scales && graph.constant(side).is_none() && self.is_step_size(side) => {
+                    LinkKind::StepSize
                 }
                 (_, false) if matches!(opcode, Some(Opcode::Add | Opcode::Subtract)) => LinkKind::AddUntainted,
                 (true, false) => LinkKind::Scale,

@@ -437,7 +437,9 @@ impl<'m> Builder<'m> {
         // Inputs are numbered by parameter number, whatever the order of the instructions.
         if arguments.is_none() {
             for parameter in computation.parameters() {
-                let Some(instruction) = computation.get(parameter) else { continue };
+                let Some(instruction) = computation.get(parameter) else {
+                    continue;
+                };
                 let made = self.leaves_of(id, parameter, instruction, Op::Hlo(Opcode::Parameter), &[], inner);
                 self.inputs.extend(&made);
                 if let Some(slot) = leaves.get_mut(parameter.index()) {
@@ -631,7 +633,9 @@ impl<'m> Builder<'m> {
             .collect();
         // Transitive closure: an iteration's result feeds the next one's input.
         for via in 0..depends.len() {
-            let Some(through) = depends.get(via).cloned() else { continue };
+            let Some(through) = depends.get(via).cloned() else {
+                continue;
+            };
             for row in &mut depends {
                 if row.get(via).copied().unwrap_or(false) {
                     row.iter_mut().zip(&through).for_each(|(a, &b)| *a |= b);
@@ -669,7 +673,9 @@ impl Reach {
         for id in graph.ids() {
             let start = id.index() * words;
             let (before, rest) = rows.split_at_mut(start);
-            let Some(row) = rest.get_mut(..words) else { continue };
+            let Some(row) = rest.get_mut(..words) else {
+                continue;
+            };
             for &dep in graph.deps(id) {
                 if !edge(id, dep) {
                     continue;

@@ -73,7 +73,9 @@ pub fn discover(module: &Module) -> Result<TrainStep, DiscoverError> {
 
 /// The display name of an input: its tree path where the front end left one.
 fn display_name(graph: &Graph<'_>, id: NodeId) -> String {
-    let Some(instruction) = graph.instruction(id) else { return graph.display(id) };
+    let Some(instruction) = graph.instruction(id) else {
+        return graph.display(id);
+    };
     let path = instruction.op_name();
     match (path.is_empty(), instruction.shape.is_tuple()) {
         (false, false) => path.to_owned(),
@@ -135,7 +137,9 @@ fn in_loop(
     let loop_id = outer.node(site).instruction;
     let mut leaves: BTreeMap<usize, Pair> = BTreeMap::new();
     for pair in &outer_pairs.pairs {
-        let Some(&input) = outer.inputs.get(pair.input) else { continue };
+        let Some(&input) = outer.inputs.get(pair.input) else {
+            continue;
+        };
         let on_path = outer_pairs.carry.get(pair.output).map(|c| c.trace(input)).unwrap_or_default();
         let leaf = on_path.into_iter().find(|&n| outer.op(n) == Op::While && outer.node(n).instruction == loop_id);
         if let Some(leaf) = leaf {
@@ -201,7 +205,9 @@ fn describe(graph: &Graph<'_>, flow: &Flow<'_, '_>, roles: Roles, pairs: &Pairs)
     let mut parameters = Vec::new();
     // Tensors first: what their updates take in from the side is no flow for scalars.
     for &p in &roles.parameters {
-        let Some(state) = flow.floats.get(p) else { continue };
+        let Some(state) = flow.floats.get(p) else {
+            continue;
+        };
         let outcome = finder.find(p);
         if let Outcome::Refused(refusal) = outcome {
             refusals.push(refusal);
@@ -213,7 +219,9 @@ fn describe(graph: &Graph<'_>, flow: &Flow<'_, '_>, roles: Roles, pairs: &Pairs)
         return Err(DiscoverError::Refused(refusals));
     }
     for (&k, reason) in &roles.untrained {
-        let Some(state) = flow.floats.get(k) else { continue };
+        let Some(state) = flow.floats.get(k) else {
+            continue;
+        };
         // A scalar that only scales the loss is a state of the optimizer, not a tensor without a gradient.
         if graph.is_scalar(state.old) && state.new != state.old {
             continue;
@@ -221,7 +229,9 @@ fn describe(graph: &Graph<'_>, flow: &Flow<'_, '_>, roles: Roles, pairs: &Pairs)
         parameters.push(parameter(flow, &roles, k, state, Outcome::Absent(reason.clone())));
     }
     for &k in &roles.unused {
-        let Some(state) = flow.floats.get(k) else { continue };
+        let Some(state) = flow.floats.get(k) else {
+            continue;
+        };
         let reason = "unused: no loss depends on it, and no data reaches its new value".to_owned();
         parameters.push(parameter(flow, &roles, k, state, Outcome::Absent(reason)));
     }
@@ -328,6 +338,12 @@ fn parameter(flow: &Flow<'_, '_>, roles: &Roles, p: usize, state: &StateNode, ou
             weaken(format!(
                 "known up to a constant only: {} multiplies by {}, which may be the optimizer's or the gradient's own",
                 scale.instruction, scale.factor
+            ));
+        }
+        if let Some(moment) = found.only_through.and_then(|s| flow.floats.get(s)) {
+            weaken(format!(
+                "data reaches its new value by other ways, too; this is what {} accumulates",
+                display_name(graph, moment.old)
             ));
         }
         if found.peeled > 0 {

@@ -143,7 +143,9 @@ pub(super) fn pair(graph: &Graph<'_>, alias: &BTreeMap<usize, usize>) -> Pairs {
     let mut taken: std::collections::HashSet<usize> = pairs.iter().map(|p| p.input).collect();
     let paired: std::collections::HashSet<usize> = pairs.iter().map(|p| p.output).collect();
     for (&output, &input) in alias {
-        let (Some(&o), Some(&i)) = (graph.outputs.get(output), graph.inputs.get(input)) else { continue };
+        let (Some(&o), Some(&i)) = (graph.outputs.get(output), graph.inputs.get(input)) else {
+            continue;
+        };
         let fits = graph.dims(o) == graph.dims(i) && graph.element_type(o) == graph.element_type(i);
         if !paired.contains(&output) && fits && taken.insert(input) {
             pairs.push(Pair { input, output, how: Pairing::AliasOnly });
@@ -228,7 +230,9 @@ fn assign(
     let width = inputs.len() + outputs.len();
     let mut costs = vec![vec![FORBIDDEN; width]; outputs.len()];
     for (row, &output) in outputs.iter().enumerate() {
-        let Some(line) = costs.get_mut(row) else { continue };
+        let Some(line) = costs.get_mut(row) else {
+            continue;
+        };
         for &(input, cost) in candidates.get(output).into_iter().flatten() {
             if let Some(cell) = column.get(&input).and_then(|&c| line.get_mut(c)) {
                 *cell = i64::from(cost) * UNIT;
@@ -269,7 +273,9 @@ fn assign(
         chosen
     };
     for ((&output, &c), tied) in outputs.iter().zip(&chosen).zip(tied) {
-        let Some(&input) = inputs.get(c) else { continue };
+        let Some(&input) = inputs.get(c) else {
+            continue;
+        };
         let how = match (tied, alias.get(&output) == Some(&input)) {
             (false, _) => Pairing::Carry,
             (true, true) => Pairing::AliasTie,

@@ -88,9 +88,25 @@ impl Dependence {
     /// A moment of another state: both feed each other, and the other's new value depends on strictly more.
     fn moment_like(&self, state: usize) -> bool {
         let own = self.row(state);
-        let Some(users) = self.users.get(state) else { return false };
-        let mutual: Row = own.iter().zip(users).map(|(a, b)| a & b).collect();
-        bits(&mutual).any(|other| other != state && strict_subset(own, self.row(other)))
+        self.mutual(state).into_iter().any(|other| strict_subset(own, self.row(other)))
+    }
+
+    /// Like [`Dependence::moment_like`], for a state that the loss depends on: the other must be such a state, too,
+    /// and feed strictly more than this one. A parameter without moments feeds all others; a moment only its own.
+    fn moment_like_within(&self, state: usize, loss: &[u64]) -> bool {
+        let (own, Some(users)) = (self.row(state), self.users.get(state)) else { return false };
+        self.mutual(state).into_iter().any(|other| {
+            has(loss, other)
+                && strict_subset(own, self.row(other))
+                && self.users.get(other).is_some_and(|u| strict_subset(users, u))
+        })
+    }
+
+    /// Other states that feed this one and that it feeds.
+    fn mutual(&self, state: usize) -> Vec<usize> {
+        let Some(users) = self.users.get(state) else { return Vec::new() };
+        let both: Row = self.row(state).iter().zip(users).map(|(a, b)| a & b).collect();
+        bits(&both).filter(|&other| other != state).collect()
     }
 }
 
@@ -131,7 +147,7 @@ pub(super) fn assign(flow: &Flow<'_, '_>, carry: &[CarryPaths]) -> Roles {
     let moment_like: Vec<bool> = (0..count)
         .map(|k| {
             if in_loss(k) {
-                if is_tensor(k) && all.moment_like(k) && cut.moment_like(k) {
+                if is_tensor(k) && all.moment_like_within(k, &loss_set) && cut.moment_like_within(k, &loss_set) {
                     roles.ambiguous.insert(k);
                 }
                 return false;
@@ -181,7 +197,9 @@ pub(super) fn assign(flow: &Flow<'_, '_>, carry: &[CarryPaths]) -> Roles {
 
     let follower = Followers::new(flow, &candidates);
     for &k in &candidates {
-        let Some(state) = flow.floats.get(k) else { continue };
+        let Some(state) = flow.floats.get(k) else {
+            continue;
+        };
         if follower.follows(k) {
             // A target network, an average of parameters that the loss reads.
             continue;
@@ -203,7 +221,9 @@ pub(super) fn assign(flow: &Flow<'_, '_>, carry: &[CarryPaths]) -> Roles {
     };
     let rebuilt: BTreeSet<usize> = roles.parameters.iter().copied().filter(rebuilt).collect();
     for &p in &rebuilt {
-        let Some(state) = flow.floats.get(p) else { continue };
+        let Some(state) = flow.floats.get(p) else {
+            continue;
+        };
         roles.notes.push(format!(
             "{} is computed anew from data, not updated by a gradient: it is held by gates, and not controlled",
             super::display_name(graph, state.old)
@@ -236,7 +256,9 @@ impl<'f, 'g, 'm> Followers<'f, 'g, 'm> {
     /// Whether another candidate's new value enters this one's element by element, and not the other way round.
     fn follows(&self, k: usize) -> bool {
         let graph = self.flow.graph;
-        let Some(state) = self.flow.floats.get(k) else { return false };
+        let Some(state) = self.flow.floats.get(k) else {
+            return false;
+        };
         let own = graph.through_conversions(state.new);
         let mut stack = vec![own];
         let mut seen = BTreeSet::new();
@@ -324,7 +346,9 @@ fn masters(flow: &Flow<'_, '_>, carry: &[CarryPaths], roles: &mut Roles) {
         by_old.insert(state.old, k);
     }
     for &p in &roles.parameters {
-        let Some(state) = flow.floats.get(p) else { continue };
+        let Some(state) = flow.floats.get(p) else {
+            continue;
+        };
         let behind = graph.through_conversions(state.new);
         let fits =
             |k: &usize| *k != p && flow.floats.get(*k).is_some_and(|s| graph.dims(s.old) == graph.dims(state.old));
@@ -354,7 +378,9 @@ fn groups(flow: &Flow<'_, '_>, candidates: &BTreeSet<usize>, roles: &mut Roles) 
     // Parameters by the states their new values depend on.
     let mut hits: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     for &p in &roles.parameters {
-        let Some(parameter) = flow.floats.get(p) else { continue };
+        let Some(parameter) = flow.floats.get(p) else {
+            continue;
+        };
         let narrow = graph.is_scalar(parameter.old);
         let tensors = flow.cut.sources(parameter.new).filter(|&s| !narrow && is_tensor(flow, s));
         let scalars = flow.all.sources(parameter.new).filter(|&s| !is_tensor(flow, s));

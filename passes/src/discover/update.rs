@@ -57,7 +57,9 @@ fn strip_guards(graph: &Graph<'_>, new: NodeId, old: NodeId) -> (NodeId, Vec<Nod
                 at = inside;
             }
             _ if graph.is_conversion(at) => {
-                let Some(inside) = graph.first_dep(at) else { return (at, guards) };
+                let Some(inside) = graph.first_dep(at) else {
+                    return (at, guards);
+                };
                 // A conversion is looked through only where a guard stands behind it.
                 if !matches!(graph.op(graph.through_conversions(inside)), Op::Hlo(Opcode::Select) | Op::Phi) {
                     return (at, guards);
@@ -110,6 +112,8 @@ struct Term {
 
 /// Terms beyond this make a form "not linear".
 const MAX_TERMS: usize = 16;
+/// So do more visits than this: shared subexpressions are expanded once per path.
+const MAX_VISITS: usize = 512;
 const MAX_DEPTH: usize = 48;
 
 struct Expansion<'a, 'f, 'g, 'm> {
@@ -120,6 +124,7 @@ struct Expansion<'a, 'f, 'g, 'm> {
     index: usize,
     own: Vec<Term>,
     other: Vec<Term>,
+    visits: usize,
 }
 
 impl Expansion<'_, '_, '_, '_> {
@@ -139,7 +144,8 @@ impl Expansion<'_, '_, '_, '_> {
             self.other.push(term);
             return self.other.len() <= MAX_TERMS;
         }
-        if depth > MAX_DEPTH {
+        self.visits += 1;
+        if depth > MAX_DEPTH || self.visits > MAX_VISITS {
             return false;
         }
         match (graph.opcode(id), graph.deps(id)) {
@@ -217,9 +223,12 @@ fn scaled(
 pub(super) fn moment(flow: &Flow<'_, '_>, found: Option<&Found>, index: usize) -> FoundMoment {
     let graph = flow.graph;
     let unknown = FoundMoment { form: MomentForm::Nonlinear, of: MomentOf::Other, decay: None };
-    let Some(state) = flow.floats.get(index) else { return unknown };
+    let Some(state) = flow.floats.get(index) else {
+        return unknown;
+    };
     let (inside, _) = strip_guards(graph, state.new, state.old);
-    let mut expansion = Expansion { flow, found, state: state.old, index, own: Vec::new(), other: Vec::new() };
+    let mut expansion =
+        Expansion { flow, found, state: state.old, index, own: Vec::new(), other: Vec::new(), visits: 0 };
     if !expansion.expand(inside, 1.0, &[], 0) || expansion.own.is_empty() {
         return unknown;
     }
@@ -289,7 +298,9 @@ fn accumulated(flow: &Flow<'_, '_>, found: Option<&Found>, target: NodeId) -> Mo
     }
     let squared = match (graph.opcode(bare), graph.deps(bare)) {
         (Some(Opcode::Multiply), &[x, y]) => {
-            let unsigned = |n: NodeId| if graph.is(n, Opcode::Abs) { graph.first_dep(n).unwrap_or(n) } else { n };
+            let unsigned = |n: NodeId| {
+                if graph.is(n, Opcode::Abs) { graph.first_dep(n).unwrap_or(n) } else { n }
+            };
             unsigned(graph.through_conversions(x)) == unsigned(graph.through_conversions(y))
         }
         (Some(Opcode::Power), &[_, exponent]) => graph.constant(exponent) == Some(2.0),
