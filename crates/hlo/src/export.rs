@@ -3,16 +3,34 @@
 //! Deterministic: everything is written in the module's own order, and what
 //! import took in comes out again byte for byte where it was not edited.
 
-use buffa::Message;
+use buffa::SizeCachePool;
 
 use crate::ir::{Computation, Instruction, Module, Opcode};
 use crate::proto::{HloComputationProto, HloInstructionProto, HloModuleProto};
+use crate::wire::Splice;
 
 impl Module {
     /// The serialized `HloModuleProto`.
     #[must_use]
     pub fn export(&self) -> Vec<u8> {
-        self.to_proto().encode_to_vec()
+        let mut encoder = Encoder {
+            sizes: SizeCachePool::sequential(1 << 16),
+            attributes: Vec::new(),
+            shape: Vec::new(),
+            instruction: Vec::new(),
+        };
+        let mut rest = Vec::new();
+        encoder.sizes.encode(&self.header, &mut rest);
+        let (mut out, mut computation) = (Vec::new(), Vec::new());
+        let mut splice = Splice::new(&mut out, &rest);
+        splice.string(2, &self.entry_computation().name);
+        for (_, c) in self.computations() {
+            encoder.computation(self, c, &mut computation);
+            splice.bytes(3, &computation);
+        }
+        splice.integer(6, self.entry_computation().wire_id);
+        splice.finish();
+        out
     }
 
     /// The module as its wire message.
@@ -49,5 +67,51 @@ impl Module {
         proto.called_computation_ids =
             instruction.called.iter().filter_map(|&c| self.computation(c).map(|c| c.wire_id)).collect();
         proto
+    }
+}
+
+/// Encodes without copying a message: what the representation holds apart is spliced in.
+struct Encoder {
+    sizes: SizeCachePool,
+    /// Buffers that keep their allocation from one instruction to the next.
+    attributes: Vec<u8>,
+    shape: Vec<u8>,
+    instruction: Vec<u8>,
+}
+
+impl Encoder {
+    fn computation(&mut self, module: &Module, computation: &Computation, out: &mut Vec<u8>) {
+        out.clear();
+        let mut rest = Vec::new();
+        self.sizes.encode(&computation.header, &mut rest);
+        let mut splice = Splice::new(out, &rest);
+        splice.string(1, &computation.name);
+        for (_, instruction) in computation.instructions() {
+            self.instruction(module, computation, instruction);
+            splice.bytes(2, &self.instruction);
+        }
+        splice.integer(5, computation.wire_id);
+        splice.integer(6, computation.root_instruction().map_or(0, |r| r.wire_id));
+        splice.finish();
+    }
+
+    fn instruction(&mut self, module: &Module, computation: &Computation, instruction: &Instruction) {
+        self.attributes.clear();
+        self.sizes.encode(&*instruction.attributes, &mut self.attributes);
+        self.shape.clear();
+        self.sizes.encode(&instruction.shape.0, &mut self.shape);
+        self.instruction.clear();
+        let wire = |id: &_| computation.get(*id).map(|i| i.wire_id);
+        let mut splice = Splice::new(&mut self.instruction, &self.attributes);
+        splice.string(1, &instruction.name);
+        // That of an unrecognized opcode is among the attributes.
+        splice.string(2, instruction.opcode.name());
+        splice.bytes(3, &self.shape);
+        splice.integer(35, instruction.wire_id);
+        splice.integers(36, instruction.operands.iter().filter_map(wire));
+        splice.integers(37, instruction.control_predecessors.iter().filter_map(wire));
+        let called = instruction.called.iter().filter_map(|&c| module.computation(c));
+        splice.integers(38, called.map(|c| c.wire_id));
+        splice.finish();
     }
 }

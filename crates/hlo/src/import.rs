@@ -6,11 +6,12 @@
 
 use std::collections::HashMap;
 
-use buffa::{DecodeOptions, MessageField};
+use buffa::{DecodeError, DecodeOptions, MessageField};
 use thiserror::Error;
 
-use crate::ir::{Computation, ComputationId, Instruction, InstructionId, Module, Opcode, Shape};
-use crate::proto::{HloComputationProto, HloInstructionProto, HloModuleProto, HloProto};
+use crate::ir::{Computation, ComputationId, Instruction, InstructionId, Module, Names, Opcode, Shape};
+use crate::proto::{HloComputationProto, HloInstructionProto, HloModuleProto};
+use crate::wire::{self, Fields};
 
 /// Why bytes are not a module.
 #[derive(Debug, Error)]
@@ -98,47 +99,87 @@ impl Module {
             let start = String::from_utf8_lossy(head.get(..head.len().min(24)).unwrap_or(head)).into_owned();
             return Err(ImportError::Text { start });
         }
-        let options = DecodeOptions::new()
-            .with_recursion_limit(RECURSION_LIMIT)
-            .with_unknown_field_limit(bytes.len())
-            .with_element_memory_limit(bytes.len().saturating_mul(MEMORY_FACTOR));
-        let proto = match options.decode_from_slice::<HloModuleProto>(bytes) {
-            Ok(proto) if !proto.computations.is_empty() => proto,
-            other => match options.decode_from_slice::<HloProto>(bytes).ok().and_then(|p| p.hlo_module.into_option()) {
-                Some(inner) if !inner.computations.is_empty() => inner,
-                _ => other.map_err(|source| ImportError::Decode { size: bytes.len(), source })?,
-            },
+        let damaged = match import_module(bytes) {
+            Ok(module) => return Ok(module),
+            Err(error) => error,
         };
-        Self::from_proto(proto)
+        // The wrapper's first field is the module.
+        let inner = Fields::new(bytes).find_map(|f| f.ok().filter(|f| f.number() == 1)).map(|f| f.bytes());
+        match inner {
+            Some(Ok(inner)) => match import_module(inner) {
+                Err(ImportError::Decode { .. } | ImportError::NoComputations { .. }) => Err(damaged),
+                found => found,
+            },
+            _ => Err(damaged),
+        }
     }
+}
 
-    fn from_proto(mut header: HloModuleProto) -> Result<Self, ImportError> {
-        let computations = std::mem::take(&mut header.computations);
-        if computations.is_empty() {
-            return Err(ImportError::NoComputations { module: header.name });
+fn import_module(bytes: &[u8]) -> Result<Module, ImportError> {
+    let decode = |source| ImportError::Decode { size: bytes.len(), source };
+    let mut header = HloModuleProto::default();
+    let mut computations = Vec::new();
+    wire::split(bytes, &mut header, &options(bytes), |field| {
+        let ours = field.number() == 3;
+        if ours {
+            computations.push(field.bytes()?);
         }
-        let mut by_id = HashMap::with_capacity(computations.len());
-        for (index, computation) in computations.iter().enumerate() {
-            let id = ComputationId(small(index, "computations")?);
-            if by_id.insert(computation.id, id).is_some() {
-                let name = computation.name.clone();
-                return Err(ImportError::DuplicateId { what: "computation", name, id: computation.id });
-            }
-        }
-        let entry = by_id.get(&header.entry_computation_id).copied().ok_or_else(|| ImportError::Dangling {
-            user: header.name.clone(),
-            what: "entry computation",
-            id: header.entry_computation_id,
-        })?;
-        let arena = computations.into_iter().map(|c| import_computation(c, &by_id)).collect::<Result<Vec<_>, _>>()?;
-        let order = (0..arena.len()).map(|i| small(i, "computations").map(ComputationId)).collect::<Result<_, _>>()?;
-        let mut names = HashMap::new();
-        for computation in &arena {
-            names.insert(computation.name.clone(), 1);
-            names.extend(computation.arena.iter().map(|i| (i.name.clone(), 1)));
-        }
-        Ok(Self { arena, order, entry, header, names })
+        Ok(ours)
+    })
+    .map_err(decode)?;
+    if computations.is_empty() {
+        return Err(ImportError::NoComputations { module: header.name });
     }
+    let mut by_id = HashMap::with_capacity(computations.len());
+    for (index, computation) in computations.iter().enumerate() {
+        let id = integer_field(computation, 5).map_err(decode)?;
+        if by_id.insert(id, ComputationId(small(index, "computations")?)).is_some() {
+            let name = string_field(computation, 1).map_err(decode)?.to_owned();
+            return Err(ImportError::DuplicateId { what: "computation", name, id });
+        }
+    }
+    let entry = by_id.get(&header.entry_computation_id).copied().ok_or_else(|| ImportError::Dangling {
+        user: header.name.clone(),
+        what: "entry computation",
+        id: header.entry_computation_id,
+    })?;
+    let importer = Importer { computations: by_id, size: bytes.len() };
+    let arena = computations.into_iter().map(|c| importer.computation(c)).collect::<Result<Vec<_>, _>>()?;
+    let order = (0..arena.len()).map(|i| small(i, "computations").map(ComputationId)).collect::<Result<_, _>>()?;
+    let names = Names::of(&arena);
+    header.entry_computation_id = 0;
+    header.entry_computation_name = String::new();
+    Ok(Module { arena, order, entry, header, names })
+}
+
+/// Memory that grows with the input only; see [`MEMORY_FACTOR`].
+fn options(bytes: &[u8]) -> DecodeOptions {
+    DecodeOptions::new()
+        .with_recursion_limit(RECURSION_LIMIT)
+        .with_unknown_field_limit(bytes.len())
+        .with_element_memory_limit(bytes.len().saturating_mul(MEMORY_FACTOR))
+}
+
+fn integer_field(message: &[u8], number: u32) -> Result<i64, DecodeError> {
+    let mut value = 0;
+    for field in Fields::new(message) {
+        let field = field?;
+        if field.number() == number {
+            value = field.integer()?;
+        }
+    }
+    Ok(value)
+}
+
+fn string_field(message: &[u8], number: u32) -> Result<&str, DecodeError> {
+    let mut value = "";
+    for field in Fields::new(message) {
+        let field = field?;
+        if field.number() == number {
+            value = field.string()?;
+        }
+    }
+    Ok(value)
 }
 
 fn small(index: usize, what: &'static str) -> Result<u32, ImportError> {
@@ -148,72 +189,114 @@ fn small(index: usize, what: &'static str) -> Result<u32, ImportError> {
     }
 }
 
-fn import_computation(
-    mut header: HloComputationProto,
-    computations: &HashMap<i64, ComputationId>,
-) -> Result<Computation, ImportError> {
-    let protos = std::mem::take(&mut header.instructions);
-    let mut ids = HashMap::with_capacity(protos.len());
-    for (index, proto) in protos.iter().enumerate() {
-        let id = InstructionId(small(index, "instructions")?);
-        if ids.insert(proto.id, id).is_some() {
-            return Err(ImportError::DuplicateId { what: "instruction", name: proto.name.clone(), id: proto.id });
-        }
-    }
-    // XLA also accepts operand ids without the computation's half.
-    let prefix = header.id << 32;
-    let resolve = |user: &str, what: &'static str, id: i64| {
-        ids.get(&id).or_else(|| ids.get(&(prefix | (id & 0xffff_ffff)))).copied().ok_or_else(|| ImportError::Dangling {
-            user: user.to_owned(),
-            what,
-            id,
-        })
-    };
-    let order = (0..protos.len()).map(|i| small(i, "instructions").map(InstructionId)).collect::<Result<_, _>>()?;
-    let next_local = protos.iter().map(|p| p.id & 0xffff_ffff).max().unwrap_or(0) + 1;
-    let root =
-        if protos.is_empty() { InstructionId(0) } else { resolve(&header.name, "root instruction", header.root_id)? };
-    let arena =
-        protos.into_iter().map(|p| import_instruction(p, &resolve, computations)).collect::<Result<Vec<_>, _>>()?;
-    let wire_id = header.id;
-    Ok(Computation { name: std::mem::take(&mut header.name), arena, order, root, header, wire_id, next_local })
+struct Importer {
+    computations: HashMap<i64, ComputationId>,
+    /// Bytes of the whole module, for error messages.
+    size: usize,
 }
 
-fn import_instruction(
-    mut proto: HloInstructionProto,
-    resolve: &impl Fn(&str, &'static str, i64) -> Result<InstructionId, ImportError>,
-    computations: &HashMap<i64, ComputationId>,
-) -> Result<Instruction, ImportError> {
-    let name = std::mem::take(&mut proto.name);
-    let opcode = Opcode::from_name(&proto.opcode);
-    if opcode != Opcode::Unrecognized {
-        proto.opcode = String::new();
+impl Importer {
+    fn decode_error(&self, source: DecodeError) -> ImportError {
+        ImportError::Decode { size: self.size, source }
     }
-    let operands = std::mem::take(&mut proto.operand_ids);
-    let control = std::mem::take(&mut proto.control_predecessor_ids);
-    let called = std::mem::take(&mut proto.called_computation_ids);
-    let shape = std::mem::replace(&mut proto.shape, MessageField::none()).into_option().map(Shape).unwrap_or_default();
-    let wire_id = std::mem::take(&mut proto.id);
-    Ok(Instruction {
-        operands: operands.into_iter().map(|id| resolve(&name, "operand", id)).collect::<Result<_, _>>()?,
-        control_predecessors: control
-            .into_iter()
-            .map(|id| resolve(&name, "control predecessor", id))
-            .collect::<Result<_, _>>()?,
-        called: called
-            .into_iter()
-            .map(|id| {
-                computations.get(&id).copied().ok_or_else(|| ImportError::Dangling {
-                    user: name.clone(),
-                    what: "computation",
-                    id,
-                })
-            })
-            .collect::<Result<_, _>>()?,
-        name,
-        opcode,
-        shape,
-        attributes: Box::new(proto),
-        wire_id,
-    })
+
+    fn computation(&self, bytes: &[u8]) -> Result<Computation, ImportError> {
+        let decode = |source| self.decode_error(source);
+        let mut header = HloComputationProto::default();
+        let mut instructions = Vec::new();
+        wire::split(bytes, &mut header, &options(bytes), |field| {
+            let ours = field.number() == 2;
+            if ours {
+                instructions.push(field.bytes()?);
+            }
+            Ok(ours)
+        })
+        .map_err(decode)?;
+        let name = std::mem::take(&mut header.name);
+        let wire_id = std::mem::take(&mut header.id);
+        let root_id = std::mem::take(&mut header.root_id);
+        let mut ids = Ids { of: HashMap::with_capacity(instructions.len()), prefix: wire_id << 32 };
+        let mut order = Vec::with_capacity(instructions.len());
+        let mut last_local = 0;
+        for (index, instruction) in instructions.iter().enumerate() {
+            let id = InstructionId(small(index, "instructions")?);
+            let wire_id = integer_field(instruction, 35).map_err(decode)?;
+            if ids.of.insert(wire_id, id).is_some() {
+                let name = string_field(instruction, 1).map_err(decode)?.to_owned();
+                return Err(ImportError::DuplicateId { what: "instruction", name, id: wire_id });
+            }
+            order.push(id);
+            last_local = last_local.max(wire_id & 0xffff_ffff);
+        }
+        let root = match instructions.is_empty() {
+            true => InstructionId(0),
+            false => ids.resolve(&name, "root instruction", root_id)?,
+        };
+        let arena = instructions.into_iter().map(|i| self.instruction(i, &ids)).collect::<Result<Vec<_>, _>>()?;
+        Ok(Computation { name, arena, order, root, header, wire_id, next_local: last_local + 1 })
+    }
+
+    fn instruction(&self, bytes: &[u8], ids: &Ids) -> Result<Instruction, ImportError> {
+        let mut attributes = Box::<HloInstructionProto>::default();
+        let (mut name, mut opcode, mut wire_id) = ("", "", 0);
+        let (mut operands, mut control, mut called) = (Vec::new(), Vec::new(), Vec::new());
+        // The first id that nothing has; reported once the name is known.
+        let mut dangling = None;
+        let mut find = |found: Option<InstructionId>, what, id, list: &mut Vec<InstructionId>| match found {
+            Some(found) => list.push(found),
+            None => dangling = dangling.or(Some((what, id))),
+        };
+        wire::split(bytes, &mut *attributes, &options(bytes), |field| {
+            match field.number() {
+                1 => name = field.string()?,
+                2 => opcode = field.string()?,
+                35 => wire_id = field.integer()?,
+                36 => field.integers(|id| find(ids.find(id), "operand", id, &mut operands))?,
+                37 => field.integers(|id| find(ids.find(id), "control predecessor", id, &mut control))?,
+                38 => field.integers(|id| called.push(id))?,
+                _ => return Ok(false),
+            }
+            Ok(true)
+        })
+        .map_err(|source| self.decode_error(source))?;
+        let dangle = |what, id| ImportError::Dangling { user: name.to_owned(), what, id };
+        if let Some((what, id)) = dangling {
+            return Err(dangle(what, id));
+        }
+        let known = |id| self.computations.get(&id).copied().ok_or_else(|| dangle("computation", id));
+        let called = called.into_iter().map(known).collect::<Result<_, _>>()?;
+        let text = opcode;
+        let opcode = Opcode::from_name(text);
+        if opcode == Opcode::Unrecognized {
+            text.clone_into(&mut attributes.opcode);
+        }
+        let shape = std::mem::replace(&mut attributes.shape, MessageField::none());
+        Ok(Instruction {
+            name: name.to_owned(),
+            opcode,
+            shape: shape.into_option().map(Shape).unwrap_or_default(),
+            operands,
+            control_predecessors: control,
+            called,
+            attributes,
+            wire_id,
+        })
+    }
+}
+
+/// The instructions of a computation by their ids.
+struct Ids {
+    of: HashMap<i64, InstructionId>,
+    /// The half that is the computation's; XLA also accepts ids without it.
+    prefix: i64,
+}
+
+impl Ids {
+    fn find(&self, id: i64) -> Option<InstructionId> {
+        self.of.get(&id).or_else(|| self.of.get(&(self.prefix | (id & 0xffff_ffff)))).copied()
+    }
+
+    fn resolve(&self, user: &str, what: &'static str, id: i64) -> Result<InstructionId, ImportError> {
+        self.find(id).ok_or_else(|| ImportError::Dangling { user: user.to_owned(), what, id })
+    }
 }

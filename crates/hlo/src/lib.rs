@@ -32,6 +32,8 @@ pub mod import;
 
 mod export;
 
+mod wire;
+
 pub mod infer;
 
 pub mod build;

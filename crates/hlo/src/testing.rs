@@ -4,9 +4,7 @@
 //! without them. [`Module::strip_metadata`](crate::Module::strip_metadata) takes
 //! the metadata, [`shuffle_names`] the names.
 
-use std::collections::HashMap;
-
-use crate::ir::{Computation, Module};
+use crate::ir::{Computation, Module, Names};
 use crate::proto::ProgramShapeProto;
 
 /// Gives every instruction and computation another name, in an order drawn from `seed`.
@@ -39,11 +37,7 @@ pub fn shuffle_names(module: &mut Module, seed: u64) {
     if let Some(signature) = module.header.host_program_shape.as_option_mut() {
         follow(signature, &parameters);
     }
-    module.names = HashMap::new();
-    for computation in &module.arena {
-        module.names.insert(computation.name.clone(), 1);
-        module.names.extend(computation.arena.iter().map(|i| (i.name.clone(), 1)));
-    }
+    module.names = Names::of(&module.arena);
 }
 
 fn parameter_names(computation: &Computation) -> Vec<String> {

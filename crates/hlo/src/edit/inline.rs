@@ -5,6 +5,9 @@ use std::collections::{HashMap, HashSet};
 use super::EditError;
 use crate::ir::{ComputationId, Instruction, InstructionId, Module, Opcode};
 
+/// Most instructions that inlining may make of a module.
+const LARGEST: usize = 1 << 21;
+
 impl Module {
     /// Replaces every `call` by the instructions of its callee, in every computation; returns how many.
     ///
@@ -12,8 +15,10 @@ impl Module {
     ///
     /// # Errors
     ///
-    /// Where an instruction to be cloned carries unknown fields.
+    /// Where an instruction to be cloned carries unknown fields, and where calls of calls would
+    /// multiply the module beyond 2^21 instructions; nothing is changed in the latter case.
     pub fn inline_calls(&mut self, keep: impl Fn(&str) -> bool) -> Result<usize, EditError> {
+        self.check_inlined_size(&keep)?;
         let mut inlined = 0;
         for caller in self.order.clone() {
             inlined += self.inline_calls_in(caller, &keep)?;
@@ -22,6 +27,33 @@ impl Module {
             self.remove_unreachable_computations();
         }
         Ok(inlined)
+    }
+
+    /// A chain of computations that each call the one before twice doubles at every link.
+    fn check_inlined_size(&self, keep: &impl Fn(&str) -> bool) -> Result<(), EditError> {
+        let mut sizes = vec![0usize; self.arena.len()];
+        let mut total = 0usize;
+        for (id, computation) in self.computations() {
+            let size = |i: &Instruction| {
+                let callee = i.called.first().filter(|_| i.opcode == Opcode::Call);
+                let callee = callee.and_then(|&c| Some((c, self.computation(c)?))).filter(|(_, c)| !keep(&c.name));
+                // Of a callee that comes later nothing has been inlined yet when its turn to be cloned comes.
+                callee.map_or(1, |(c, callee)| sizes.get(c.index()).copied().unwrap_or(0).max(callee.order.len()))
+            };
+            let count = computation.instructions().fold(0usize, |n, (_, i)| n.saturating_add(size(i)));
+            total = total.saturating_add(count);
+            if total > LARGEST {
+                return Err(EditError::TooLarge {
+                    computation: computation.name.clone(),
+                    count: total,
+                    limit: LARGEST,
+                });
+            }
+            if let Some(slot) = sizes.get_mut(id.index()) {
+                *slot = count;
+            }
+        }
+        Ok(())
     }
 
     fn inline_calls_in(&mut self, caller: ComputationId, keep: &impl Fn(&str) -> bool) -> Result<usize, EditError> {
@@ -125,6 +157,8 @@ impl Module {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Shape;
+    use crate::build::Builder;
     use crate::edit::tests::nested;
 
     #[test]
@@ -153,5 +187,27 @@ mod tests {
         module.computation_mut(double).unwrap().get_mut(root).unwrap().attributes.__buffa_unknown_fields.push(field);
         let error = module.inline_calls(|_| false).unwrap_err().to_string();
         assert!(error.contains("%add") && error.contains("field 4000"), "{error}");
+    }
+
+    #[test]
+    fn calls_that_multiply_without_end_are_refused() {
+        let mut module = nested();
+        let mut callee = module.order()[0];
+        for n in 0..60 {
+            let id = module.add_computation(&format!("level.{n}"));
+            let mut b = Builder::new(&mut module, id);
+            let shape = Shape::array(crate::PrimitiveType::F32, &[3]);
+            let mut x = b.parameter(&format!("level.{n}.x"), shape.clone()).unwrap();
+            for _ in 0..2 {
+                x = b.emit_with(Opcode::Call, &[x], shape.clone(), Default::default(), vec![callee]).unwrap();
+            }
+            b.set_root(x).unwrap();
+            callee = id;
+        }
+        let before = module.clone();
+        let error = module.inline_calls(|_| false).unwrap_err().to_string();
+        assert!(error.contains("level.") && error.contains("more than 2097152"), "{error}");
+        assert_eq!(module, before);
+        assert!(module.inline_calls(|name| name.starts_with("level.")).is_ok());
     }
 }

@@ -69,6 +69,19 @@ pub enum EditError {
         /// Its number.
         index: usize,
     },
+    /// Inlining would multiply the module beyond what is reasonable.
+    #[error(
+        "inlining calls would make {count} instructions of the module by computation {computation:?}, more than \
+         {limit}; keep some calls"
+    )]
+    TooLarge {
+        /// The computation at which there were too many.
+        computation: String,
+        /// How many instructions there would be up to and with it.
+        count: usize,
+        /// How many there may be.
+        limit: usize,
+    },
     /// The operands of a computation form a cycle.
     #[error("the instructions of {computation:?} form a cycle through {instruction}")]
     Cycle {

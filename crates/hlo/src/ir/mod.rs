@@ -21,10 +21,13 @@ mod instruction;
 mod literal;
 mod metadata;
 mod module;
+mod names;
 mod opcode;
 pub(crate) mod shape;
 
 pub use instruction::{Computation, ComputationId, Instruction, InstructionId};
+pub(crate) use names::Names;
+
 pub use module::{Alias, AliasKind, Module};
 pub use opcode::{Arity, Opcode};
 pub use shape::{Shape, ShapeLeaves};

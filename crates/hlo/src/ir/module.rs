@@ -1,7 +1,6 @@
 //! The module: computations, the entry's signature and its aliases.
 
-use std::collections::HashMap;
-
+use super::names::Names;
 use super::{Computation, ComputationId, Instruction, InstructionId};
 use crate::proto::{HloComputationProto, HloModuleProto};
 
@@ -33,8 +32,8 @@ pub struct Module {
     pub(crate) entry: ComputationId,
     /// Wire fields without a place above; `computations` is empty in here.
     pub(crate) header: HloModuleProto,
-    /// Every instruction and computation name in use, with the next suffix to try for it.
-    pub(crate) names: HashMap<String, u64>,
+    /// Every instruction and computation name in use.
+    pub(crate) names: Names,
 }
 
 impl Module {
@@ -46,7 +45,7 @@ impl Module {
             order: Vec::new(),
             entry: ComputationId(0),
             header: HloModuleProto { name: name.into(), ..Default::default() },
-            names: HashMap::new(),
+            names: Names::default(),
         };
         module.entry = module.add_computation("main");
         module
@@ -143,21 +142,7 @@ impl Module {
 
     /// A name not in use yet, made from `base`, and reserved by this call.
     pub fn unique_name(&mut self, base: &str) -> String {
-        let base = if base.is_empty() { "value" } else { base };
-        if !self.names.contains_key(base) {
-            self.names.insert(base.to_owned(), 1);
-            return base.to_owned();
-        }
-        let mut next = self.names.get(base).copied().unwrap_or(1);
-        loop {
-            let candidate = format!("{base}.{next}");
-            next += 1;
-            if !self.names.contains_key(&candidate) {
-                self.names.insert(candidate.clone(), 1);
-                self.names.insert(base.to_owned(), next);
-                return candidate;
-            }
-        }
+        self.names.unique(base)
     }
 
     /// Adds an empty computation in front of the entry, so that the entry may call it.

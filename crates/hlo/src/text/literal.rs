@@ -36,12 +36,24 @@ pub(super) fn write_literal(
     if preset == Preset::Snapshot && count > SNAPSHOT_ELEMENTS {
         return out.write_str("{...}");
     }
+    if is_absurd(&shape.dimensions) {
+        return out.write_str("{...}");
+    }
     if element_type.bits() == 0 || literal.element_count(element_type) != Some(count) {
         return out.write_str("?");
     }
     let strides = strides(shape);
     let mut writer = Writer { out, literal, element_type, dims: &shape.dimensions, strides: &strides };
     writer.nested(0, 0)
+}
+
+/// Whether braces alone, without any element, would be too many or too deep.
+fn is_absurd(dims: &[i64]) -> bool {
+    const MOST_BRACES: i64 = 1 << 16;
+    const DEEPEST: usize = 64;
+    let empty = dims.iter().position(|&d| d <= 0);
+    let braces = empty.map(|at| dims.iter().take(at).fold(1i64, |n, &d| n.saturating_mul(d)));
+    dims.len() > DEEPEST || braces.is_some_and(|n| n > MOST_BRACES)
 }
 
 /// Distance in the stored order between neighbours along each dimension.
@@ -153,6 +165,8 @@ mod tests {
         check(&column, f32s(), "{ { 0, 2, 4 }, { 1, 3, 5 } }");
         check(&Shape::array(T::F32, &[2, 0]), LiteralProto::default(), "{ {}, {} }");
         check(&Shape::array(T::F32, &[5]), f32s(), "?");
+        check(&Shape::array(T::F32, &[1 << 60, 0]), LiteralProto::default(), "{...}");
+        check(&Shape::array(T::F32, &[1; 100_000]), LiteralProto { f32s: vec![1.0], ..Default::default() }, "{...}");
         let s4s = LiteralProto { s4s: vec![1, 0xe, 3], ..Default::default() };
         check(&Shape::array(T::S4, &[3]), s4s, "{1, -2, 3}");
         let preds = |p: &[bool]| LiteralProto { preds: p.to_vec(), ..Default::default() };
