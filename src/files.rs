@@ -15,7 +15,7 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 pub enum WriteError {
     /// The system refused.
-    #[error("cannot write {}: {source}; check that the folder exists, is writable and has space", path.display())]
+    #[error("cannot write {}: {}; check that the folder exists, is writable and has space", path.display(), plain(source))]
     Io {
         /// What was to be written.
         path: PathBuf,
@@ -118,6 +118,12 @@ impl StagedFolder {
         let _ = self.staging.keep();
         Ok(())
     }
+}
+
+/// The system's words alone: an error of `tempfile` also names the temporary path, which tells the user nothing.
+fn plain(error: &io::Error) -> String {
+    let inner = error.get_ref().and_then(|e| e.source()).and_then(|e| e.downcast_ref::<io::Error>());
+    inner.unwrap_or(error).to_string()
 }
 
 /// The SHA-256 of bytes, in lower-case hexadecimal.

@@ -49,7 +49,7 @@ pub enum ModelError {
         /// The model.
         path: PathBuf,
         /// Why.
-        source: PipelineError,
+        source: Box<PipelineError>,
     },
     /// Nothing was injected.
     #[error("{}: {source}", path.display())]
@@ -57,7 +57,7 @@ pub enum ModelError {
         /// The model.
         path: PathBuf,
         /// Why.
-        source: InjectError,
+        source: Box<InjectError>,
     },
     /// No manifest can describe it.
     #[error("{}: {source}", path.display())]
@@ -126,7 +126,7 @@ impl Model {
     ///
     /// Where there is none, or it is not decided.
     pub fn find(&self) -> Result<Found, ModelError> {
-        let failed = |source| ModelError::Find { path: self.path().to_owned(), source };
+        let failed = |source| ModelError::Find { path: self.path().to_owned(), source: Box::new(source) };
         let mut module = self.module().clone();
         let mut context = Context::default();
         Pipeline::new()
@@ -160,7 +160,7 @@ impl Model {
         }
         let Found { mut module, mut manifest, step } = self.find()?;
         let injection = inject_step(&mut module, step, policy, InjectOptions::default(), &mut |_, _, _| {})
-            .map_err(|source| ModelError::Inject { path: self.path().to_owned(), source })?;
+            .map_err(|source| ModelError::Inject { path: self.path().to_owned(), source: Box::new(source) })?;
         let layout = injection.layout;
         let array = |element_type: &str, dims: &[i64]| {
             let dtype = element_type.parse::<pjrt::ElementType>().ok().and_then(Dtype::from_element_type);

@@ -257,75 +257,143 @@ impl Observer for Silent {
 ///
 /// See [`TrainError`]. Metrics of the steps that were read are on disk then.
 pub fn run(options: &Options, interrupt: &AtomicBool, observer: &mut dyn Observer) -> Result<Summary, TrainError> {
-    let setup = Setup::new(options, observer)?;
-    let Setup { mut stepper, evaluator, mut batches, split, mut folder, loss_unit, loss, telemetry } = setup;
-    let held_out = |batches: &mut BatchMaker, stepper: &Stepper| match &evaluator {
-        Some(evaluator) => batches.held_out_loss(evaluator, stepper, &split),
-        None => Ok(None),
-    };
-
+    let mut trainer = Trainer::new(Setup::new(options, observer)?);
     observer.phase("evaluating before training");
-    let held_out_before = held_out(&mut batches, &stepper)?;
+    let held_out_before = trainer.held_out_loss()?;
 
     observer.start(options.steps);
     let start = Instant::now();
-    let mut in_flight: VecDeque<(u64, Launched)> = VecDeque::with_capacity(IN_FLIGHT);
-    let (mut done, mut non_finite_losses) = (0, 0);
-    let mut gates = telemetry.as_ref().map(|_| Gates::default());
-    let mut ending = Ending::Complete;
-    let mut next = 0;
-    loop {
-        if next < options.steps && ending == Ending::Complete && interrupt.load(Ordering::Relaxed) {
-            ending = Ending::Interrupted;
+    let ending = trainer.train(options.steps, interrupt, observer);
+    let seconds = start.elapsed();
+    observer.finish();
+    let ending = ending?;
+
+    observer.phase("evaluating after training");
+    let held_out_after = trainer.held_out_loss()?;
+    let summary = Summary {
+        format_version: run_folder::FORMAT_VERSION,
+        ending,
+        steps: trainer.done,
+        held_out_before,
+        held_out_after,
+        loss_unit: trainer.setup.loss_unit.clone(),
+        seconds: seconds.as_secs_f64(),
+        steps_per_second: rate(trainer.done, seconds),
+        non_finite_losses: trainer.non_finite_losses,
+        gates: trainer.gates,
+        folder: trainer.setup.folder.path().to_owned(),
+    };
+    trainer.setup.folder.summary(&summary)?;
+    Ok(summary)
+}
+
+/// A run under way.
+#[derive(Debug)]
+pub struct Trainer {
+    setup: Setup,
+    /// Number of the next step to launch.
+    next: u64,
+    /// Steps that were read.
+    done: u64,
+    non_finite_losses: u64,
+    gates: Option<Gates>,
+    start: Instant,
+}
+
+impl Trainer {
+    /// A run that has not done a step yet.
+    #[must_use]
+    pub fn new(setup: Setup) -> Self {
+        let gates = setup.telemetry.as_ref().map(|_| Gates::default());
+        Self { setup, next: 0, done: 0, non_finite_losses: 0, gates, start: Instant::now() }
+    }
+
+    /// What the run is made of.
+    #[must_use]
+    pub fn setup(&self) -> &Setup {
+        &self.setup
+    }
+
+    /// The loss on held-out data as the state is now; `None` where the bundle cannot compute it, or it is not finite.
+    ///
+    /// # Errors
+    ///
+    /// Where the device fails.
+    pub fn held_out_loss(&mut self) -> Result<Option<f64>, TrainError> {
+        let Setup { evaluator, batches, stepper, split, .. } = &mut self.setup;
+        Ok(match evaluator {
+            Some(evaluator) => batches.held_out_loss(evaluator, stepper, split)?,
+            None => None,
+        })
+    }
+
+    /// Does `steps` more steps, and returns when all of them have been read.
+    ///
+    /// # Errors
+    ///
+    /// Where the device or the run folder fails; what was read until then is on disk.
+    pub fn train(
+        &mut self,
+        steps: u64,
+        interrupt: &AtomicBool,
+        observer: &mut dyn Observer,
+    ) -> Result<Ending, TrainError> {
+        if self.done == 0 {
+            self.start = Instant::now();
         }
-        let launching = next < options.steps && ending == Ending::Complete;
-        if launching {
-            let batch = batches.training(&split, u64::from(options.seed), next)?;
-            in_flight.push_back((next, stepper.launch(&[batch])?));
-            next += 1;
-            if in_flight.len() < IN_FLIGHT {
-                continue;
+        let result = self.pump(self.next.saturating_add(steps), interrupt, observer);
+        let flushed = self.setup.folder.flush();
+        let ending = result?;
+        flushed?;
+        Ok(ending)
+    }
+
+    fn pump(&mut self, end: u64, interrupt: &AtomicBool, observer: &mut dyn Observer) -> Result<Ending, TrainError> {
+        let mut in_flight = VecDeque::with_capacity(IN_FLIGHT);
+        let mut ending = Ending::Complete;
+        loop {
+            if self.next < end && ending == Ending::Complete && interrupt.load(Ordering::Relaxed) {
+                ending = Ending::Interrupted;
+            }
+            if self.next < end && ending == Ending::Complete {
+                in_flight.push_back(self.launch()?);
+                if in_flight.len() < IN_FLIGHT {
+                    continue;
+                }
+            }
+            let Some(oldest) = in_flight.pop_front() else { return Ok(ending) };
+            let record = self.read(oldest)?;
+            observer.step(&record);
+            if record.control.is_some_and(|c| c.stop) {
+                ending = Ending::Stopped;
             }
         }
-        let Some((step, launched)) = in_flight.pop_front() else { break };
+    }
+
+    fn launch(&mut self) -> Result<(u64, Launched), TrainError> {
+        let step = self.next;
+        let batch = self.setup.batches.training(&self.setup.split, self.setup.seed, step)?;
+        let launched = self.setup.stepper.launch(&[batch])?;
+        self.next += 1;
+        Ok((step, launched))
+    }
+
+    fn read(&mut self, (step, launched): (u64, Launched)) -> Result<StepRecord, TrainError> {
         let report = launched.wait()?;
+        let Setup { loss, telemetry, folder, .. } = &mut self.setup;
         let loss = loss
             .and_then(|(position, element_type)| decode_scalar(report.get(position)?, element_type))
             .filter(|loss| loss.is_finite());
         let control = telemetry.as_ref().map(|t| t.read(&report)).transpose()?;
-        let record = StepRecord { step, loss, seconds: start.elapsed().as_secs_f64(), control };
-        if let (Some(gates), Some(control)) = (&mut gates, &record.control) {
+        let record = StepRecord { step, loss, seconds: self.start.elapsed().as_secs_f64(), control };
+        if let (Some(gates), Some(control)) = (&mut self.gates, &record.control) {
             gates.count(control);
-            if control.stop {
-                ending = Ending::Stopped;
-            }
         }
-        done += 1;
-        non_finite_losses += u64::from(record.loss.is_none());
+        self.done += 1;
+        self.non_finite_losses += u64::from(loss.is_none());
         folder.record(&record)?;
-        observer.step(&record);
+        Ok(record)
     }
-    let seconds = start.elapsed();
-    observer.finish();
-    folder.flush()?;
-
-    observer.phase("evaluating after training");
-    let held_out_after = held_out(&mut batches, &stepper)?;
-    let summary = Summary {
-        format_version: run_folder::FORMAT_VERSION,
-        ending,
-        steps: done,
-        held_out_before,
-        held_out_after,
-        loss_unit,
-        seconds: seconds.as_secs_f64(),
-        steps_per_second: rate(done, seconds),
-        non_finite_losses,
-        gates,
-        folder: folder.path().to_owned(),
-    };
-    folder.summary(&summary)?;
-    Ok(summary)
 }
 
 fn rate(steps: u64, time: Duration) -> f64 {

@@ -43,6 +43,8 @@ pub struct Options {
 /// A run that is ready for its first step.
 #[derive(Debug)]
 pub struct Setup {
+    /// The device.
+    pub engine: Engine,
     /// The step and its state.
     pub stepper: Stepper,
     /// The held-out loss, where the bundle has one.
@@ -53,6 +55,8 @@ pub struct Setup {
     pub split: Split,
     /// Where the run is recorded.
     pub folder: RunFolder,
+    /// Seeds the order of windows.
+    pub seed: u64,
     /// Unit of the losses.
     pub loss_unit: String,
     /// Where the loss is among the arrays that the host reads, and its type.
@@ -175,7 +179,8 @@ impl Setup {
                 platform: engine.platform(),
             },
         })?;
-        Ok(Self { stepper, evaluator, batches, split, folder, loss_unit: data.loss_unit.clone(), loss, telemetry })
+        let (seed, loss_unit) = (u64::from(options.seed), data.loss_unit.clone());
+        Ok(Self { engine, stepper, evaluator, batches, split, folder, seed, loss_unit, loss, telemetry })
     }
 }
 

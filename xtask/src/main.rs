@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
-use clap::{Parser, Subcommand};
+use clap::Parser;
 
 /// Project commands.
 #[derive(Debug, Parser)]
@@ -91,8 +91,9 @@ fn make_venv(folder: &Path) -> Result<()> {
     let _ = std::fs::remove_dir_all(folder);
     let tool = root().join("target").join("virtualenv");
     let install = ["-m", "pip", "install", "--quiet", "--upgrade", "virtualenv", "--target"];
-    run(Command::new("python3").args(install).arg(&tool))
-        .context("neither venv nor virtualenv is there; install python3 with venv (Debian: `apt install python3-venv`)")?;
+    run(Command::new("python3").args(install).arg(&tool)).context(
+        "neither venv nor virtualenv is there; install python3 with venv (Debian: `apt install python3-venv`)",
+    )?;
     run(Command::new("python3").args(["-m", "virtualenv", "--quiet"]).arg(folder).env("PYTHONPATH", tool))
 }
 

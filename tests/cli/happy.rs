@@ -1,0 +1,269 @@
+//! What works.
+
+use std::fs;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::{corpus, listing, model, program, root, run, succeed, tiny, workplace};
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap()
+}
+
+fn metrics(run: &Path) -> Vec<Value> {
+    fs::read_to_string(run.join("metrics.jsonl")).unwrap().lines().map(json).collect()
+}
+
+fn losses(run: &Path) -> Vec<f64> {
+    metrics(run).iter().map(|m| m["loss"].as_f64().unwrap()).collect()
+}
+
+#[test]
+fn help_states_commands_and_exit_codes() {
+    let help = succeed(&root(), "--help");
+    for part in ["inspect", "inject", "train", "show", "plugin", "Exit codes", "130"] {
+        assert!(help.contains(part), "{help}");
+    }
+}
+
+#[test]
+fn inspect_finds_the_step_of_a_bundle_and_of_a_bare_module() {
+    let at = workplace();
+    for (arguments, first, second) in [
+        ("inspect mlp --json", "params['embedding']", "params['hidden']"),
+        ("inspect mlp/module.hlo.pb --json", "params['embedding']", "params['hidden']"),
+    ] {
+        let report = json(&succeed(at.path(), arguments));
+        let parameters = report["parameters"].as_array().unwrap();
+        assert_eq!(parameters.len(), 5);
+        assert_eq!(
+            (&parameters[0]["name"], &parameters[1]["name"]),
+            (&json(&format!("{first:?}")), &json(&format!("{second:?}")))
+        );
+        for parameter in parameters {
+            assert!(parameter["gradient"]["eff"].as_str().unwrap().starts_with('%'));
+            assert_eq!(parameter["moments"].as_array().unwrap().len(), 2);
+            assert_eq!(parameter["confidence"], "strong");
+        }
+        assert_eq!(report["states"].as_array().unwrap().len(), 16);
+        assert_eq!(report["loss"]["index"], 16);
+    }
+    let tables = succeed(at.path(), "inspect mlp");
+    for part in ["params['out_bias']", "opt_state[0].mu['hidden']", "bias-correction-counter", "measure-entropy"] {
+        assert!(tables.contains(part), "{tables}");
+    }
+}
+
+#[test]
+fn expose_appends_gradients_in_parameter_order() {
+    let at = workplace();
+    let said = json(&succeed(at.path(), "inspect mlp --expose raw -o exposed.hlo.pb --json"));
+    let outputs = said["outputs"].as_array().unwrap();
+    let indices: Vec<_> = outputs.iter().map(|o| o["output"].as_u64().unwrap()).collect();
+    assert_eq!(indices, [17, 18, 19, 20, 21]);
+    let module = hlo::Module::import(&fs::read(at.path().join("exposed.hlo.pb")).unwrap()).unwrap();
+    hlo::verify::verify(&module).unwrap();
+    let entry = module.entry_computation();
+    let (parameters, results) = (entry.parameters(), entry.outputs());
+    for (index, exposed) in outputs.iter().enumerate() {
+        let value = entry.get(results[17 + index]).unwrap();
+        assert_eq!(exposed["instruction"], value.to_string());
+        assert!(value.shape.same_array(&entry.get(parameters[index]).unwrap().shape));
+    }
+}
+
+#[test]
+fn expose_says_which_parameters_have_no_gradient() {
+    let at = workplace();
+    let line = format!("inspect {} --expose eff -o x.hlo.pb --json", corpus("mlp_multitransform").display());
+    let said = json(&succeed(at.path(), &line));
+    let (found, missing) = (said["outputs"].as_array().unwrap(), said["missing"].as_array().unwrap());
+    assert_eq!((found.len(), missing.len()), (3, 1), "{said}");
+    assert!(!missing[0]["reason"].as_str().unwrap().is_empty());
+}
+
+#[test]
+fn show_prints_hlo_text() {
+    let at = workplace();
+    let bundle = succeed(at.path(), "show mlp");
+    assert_eq!(bundle, succeed(at.path(), "show mlp/module.hlo.pb"));
+    assert!(bundle.starts_with("HloModule jit_step"), "{}", &bundle[..80]);
+    assert!(bundle.contains("ENTRY %main") && bundle.contains("ROOT %"));
+}
+
+#[test]
+fn a_bundle_is_injected_verified_and_trained_as_if_it_had_been_injected_in_memory() {
+    let at = workplace();
+    let said = succeed(at.path(), "inject mlp -o controlled --verify");
+    assert!(said.contains("bit-identical") && said.contains("5 tensors under control"), "{said}");
+    let train = "--data text --steps 12 --seed 3 --out";
+    succeed(at.path(), &format!("train controlled {train} a"));
+    succeed(at.path(), &format!("train mlp {train} b"));
+    succeed(at.path(), &format!("train mlp --no-control {train} c"));
+    let [a, b, c] = ["a", "b", "c"].map(|run| losses(&at.path().join(run)));
+    assert_eq!(a, b);
+    // Nothing was refused, so that the controller changed nothing: the bits are those of the uncontrolled step.
+    assert_eq!(a, c);
+    let [controlled, plain] = ["b", "c"].map(|run| metrics(&at.path().join(run)));
+    assert!(
+        controlled.iter().all(|m| m["entropy"].as_f64().is_some_and(|e| e > 0.0 && e < 1.0) && m["gate"].is_null())
+    );
+    assert!(plain.iter().all(|m| m.get("entropy").is_none()));
+}
+
+#[test]
+fn a_bare_module_is_injected_with_its_manifest_beside_it() {
+    let at = workplace();
+    fs::copy(corpus("mlp_adam"), at.path().join("step.hlo.pb")).unwrap();
+    succeed(at.path(), "inject step.hlo.pb -o out.hlo.pb --verify");
+    let manifest = json(&fs::read_to_string(at.path().join("out.manifest.json")).unwrap());
+    assert_eq!(manifest["module"], "out.hlo.pb");
+    let roles: Vec<_> = manifest["inputs"].as_array().unwrap().iter().map(|i| i["role"].as_str().unwrap()).collect();
+    assert_eq!(roles.iter().filter(|&&r| r == "param").count(), 4);
+    assert_eq!(roles[roles.len() - 3..], ["policy", "control", "control"]);
+    let again = run(at.path(), &["inject", "out.hlo.pb", "-o", "twice.hlo.pb"]);
+    assert!(again.code == Some(1) && again.err.contains("has a controller already"), "{}", again.err);
+}
+
+#[test]
+fn injection_is_deterministic() {
+    let at = workplace();
+    succeed(at.path(), "inject mlp -o a");
+    succeed(at.path(), "inject mlp -o b");
+    for file in ["module.hlo.pb", "manifest.json"] {
+        assert_eq!(
+            fs::read(at.path().join("a").join(file)).unwrap(),
+            fs::read(at.path().join("b").join(file)).unwrap()
+        );
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run_and_another_one_another() {
+    let at = workplace();
+    for (seed, out) in [(1, "a"), (1, "b"), (2, "c")] {
+        succeed(at.path(), &format!("train mlp --data text --steps 20 --seed {seed} --out {out}"));
+    }
+    let strip = |run: &str| -> Vec<Value> {
+        let mut lines = metrics(&at.path().join(run));
+        // The clock is the only thing that may differ.
+        lines.iter_mut().for_each(|m| _ = m.as_object_mut().unwrap().remove("seconds"));
+        lines
+    };
+    assert_eq!(strip("a"), strip("b"));
+    assert_ne!(strip("a"), strip("c"));
+}
+
+#[test]
+fn training_lowers_the_held_out_loss_and_leaves_a_complete_run_folder() {
+    let at = workplace();
+    let said = succeed(at.path(), "train mlp --data text --steps 200 --out run");
+    assert!(said.contains("held-out loss after") && said.contains("run"), "{said}");
+    let summary = json(&fs::read_to_string(at.path().join("run/summary.json")).unwrap());
+    let (before, after) = (summary["held_out_before"].as_f64().unwrap(), summary["held_out_after"].as_f64().unwrap());
+    assert!(after < before * 2.0 / 3.0, "{before} to {after}");
+    assert_eq!((&summary["ending"], &summary["steps"]), (&json("\"complete\""), &json("200")));
+    let steps: Vec<_> = metrics(&at.path().join("run")).iter().map(|m| m["step"].as_u64().unwrap()).collect();
+    assert_eq!(steps, (0..200).collect::<Vec<_>>());
+    let description = json(&fs::read_to_string(at.path().join("run/run.json")).unwrap());
+    assert_eq!(description["tensors"].as_array().unwrap().len(), 5);
+    assert_eq!(description["policy"]["gate"]["non_finite"], true);
+}
+
+#[test]
+fn runs_without_a_folder_are_numbered() {
+    let at = workplace();
+    for number in ["001", "002"] {
+        let said = succeed(at.path(), "train mlp --data text --steps 1 --no-control");
+        assert!(said.contains(&format!("runs/mlp-{number}")), "{said}");
+    }
+}
+
+#[test]
+fn zero_steps_evaluate_only() {
+    let at = workplace();
+    succeed(at.path(), "train mlp --data text --steps 0 --out run");
+    let summary = json(&fs::read_to_string(at.path().join("run/summary.json")).unwrap());
+    assert_eq!(summary["held_out_before"], summary["held_out_after"]);
+    assert!(metrics(&at.path().join("run")).is_empty());
+}
+
+#[test]
+fn policy_numbers_of_an_injected_bundle_can_be_changed_without_injecting_again() {
+    let at = workplace();
+    fs::write(at.path().join("still.toml"), "[scale]\nglobal = 0.0\n").unwrap();
+    succeed(at.path(), "inject mlp -o controlled");
+    succeed(at.path(), "train controlled --policy still.toml --data text --steps 5 --out run");
+    let summary = json(&fs::read_to_string(at.path().join("run/summary.json")).unwrap());
+    assert_eq!(summary["held_out_before"], summary["held_out_after"], "updates scaled by 0 must change nothing");
+}
+
+#[test]
+fn the_controller_can_end_a_run() {
+    let at = workplace();
+    tiny::write(&at.path().join("tiny"), f64::INFINITY);
+    fs::write(at.path().join("p.toml"), "[gate]\nmax_pause = 4\n").unwrap();
+    let ran =
+        run(at.path(), &["train", "tiny", "--data", "text", "--steps", "50", "--policy", "p.toml", "--out", "run"]);
+    assert_eq!(ran.code, Some(1), "{}", ran.err);
+    assert!(ran.err.contains("the controller stopped the run") && ran.err.contains("gate.max_pause"), "{}", ran.err);
+    let metrics = metrics(&at.path().join("run"));
+    assert!(metrics.len() < 50 && metrics.iter().all(|m| m["gate"] == "non-finite"), "{metrics:?}");
+    let summary = json(&fs::read_to_string(at.path().join("run/summary.json")).unwrap());
+    assert_eq!(summary["ending"], "stopped");
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_run_ends_in_order() {
+    let at = workplace();
+    let child = program(at.path())
+        .args(["train", "mlp", "--data", "text", "--steps", "100000000", "--out", "run"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let metrics_file = at.path().join("run/metrics.jsonl");
+    let begin = Instant::now();
+    while !fs::metadata(&metrics_file).is_ok_and(|m| m.len() > 0) {
+        assert!(
+            begin.elapsed() < Duration::from_secs(120),
+            "no step was recorded; if the plugin is missing, run `make plugin`"
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let sent = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+    let ran: super::Ran = child.wait_with_output().unwrap().into();
+    assert_eq!(ran.code, Some(130), "{}", ran.err);
+    let summary = json(&fs::read_to_string(at.path().join("run/summary.json")).unwrap());
+    assert_eq!(summary["ending"], "interrupted");
+    assert_eq!(summary["steps"].as_u64().unwrap() as usize, metrics(&at.path().join("run")).len());
+}
+
+#[test]
+fn plugin_list_names_the_pinned_plugin() {
+    let said = succeed(&root(), "plugin list");
+    assert!(said.contains("cpu") && said.contains("xla-cpu-pjrt 0.0.1") && said.contains("0.81"), "{said}");
+}
+
+#[test]
+fn a_plugin_may_be_given_by_path() {
+    let at = workplace();
+    let path = entropic::plugin::find("cpu").expect("the CPU plugin is missing: run `make plugin`");
+    succeed(at.path(), &format!("train mlp --data text --steps 1 --no-control --out run --plugin {}", path.display()));
+}
+
+#[test]
+fn reading_leaves_no_trace() {
+    let at = workplace();
+    let before = listing(at.path());
+    for line in ["inspect mlp", "show mlp", "inspect mlp --json"] {
+        succeed(at.path(), line);
+    }
+    assert_eq!(listing(at.path()), before);
+    assert!(model("mlp").is_dir());
+}
