@@ -211,6 +211,9 @@ impl<'f, 'g, 'm> Classifier<'f, 'g, 'm> {
         let uses = self.uses(state);
         let untainted = !self.flow.tainted[state.new];
         Some(match (uses.corrects, uses.scales) {
+            (false, _) if uses.chooses && untainted && !wraps(graph, state) => {
+                verdict(StateRole::BiasCorrectionCounter, Held, "moments are started by it")
+            }
             (false, _) if uses.chooses && untainted && !graph.is_floating(state.old) => {
                 let reason = "it decides when accumulated gradients are applied";
                 verdict(StateRole::AccumulationCounter, Held, reason)
@@ -297,6 +300,25 @@ impl<'f, 'g, 'm> Classifier<'f, 'g, 'm> {
         }
         false
     }
+}
+
+/// Whether a counter starts again, instead of counting on for ever.
+fn wraps(graph: &Graph<'_>, state: &StateNode) -> bool {
+    let mut stack = vec![state.new];
+    let mut seen = BTreeSet::new();
+    while let Some(id) = stack.pop() {
+        if !seen.insert(id) || id == state.old {
+            continue;
+        }
+        match graph.op(id) {
+            _ if graph.constant(id) == Some(0.0) => return true,
+            Op::Hlo(Opcode::Remainder | Opcode::Multiply | Opcode::And) => return true,
+            Op::Phi | Op::Hlo(Opcode::Select) => stack.extend(graph.data_deps(id)),
+            _ if graph.is_conversion(id) => stack.extend(graph.deps(id)),
+            _ => {}
+        }
+    }
+    false
 }
 
 /// Whether the node rearranges elements without touching them.

@@ -28,7 +28,6 @@ const MAX_LINKS: usize = 32;
 pub(super) struct Found {
     pub(super) eff: NodeId,
     pub(super) preclip: NodeId,
-    pub(super) measured: NodeId,
     pub(super) raw: NodeId,
     pub(super) constant_scale: Option<ConstantScale>,
     pub(super) links: Vec<FoundLink>,
@@ -55,12 +54,16 @@ pub(super) enum Outcome {
 }
 
 impl Found {
+    /// Whether the last thing before the optimizer is a factor that it keeps as state.
+    pub(super) fn scaled_by_state(&self) -> bool {
+        self.links.first().is_some_and(|l| l.kinds.contains(&LinkKind::StepSize))
+    }
+
     pub(super) fn into_step(self, flow: &Flow<'_, '_>) -> GradientStatus {
         let value = |id| flow.graph.value(id);
         GradientStatus::Found(Gradient {
             eff: value(self.eff),
             preclip: value(self.preclip),
-            measured: value(self.measured),
             raw: value(self.raw),
             constant_scale: self.constant_scale,
             links: self
@@ -166,7 +169,6 @@ impl<'f, 'g, 'm> Finder<'f, 'g, 'm> {
         if group.is_empty() {
             // A learning rate may stand in front of a clip, too.
             found.preclip = self.peel(found.preclip, tree, &fits).0;
-            found.measured = self.peel(found.measured, tree, &fits).0;
             found.raw = self.peel(found.raw, tree, &fits).0;
         }
         self.complete_averages(&mut found, &group);
@@ -401,16 +403,8 @@ impl<'f, 'g, 'm> Finder<'f, 'g, 'm> {
 
     fn walk_back(&self, eff: NodeId, peeled: usize, tree: &DominatorTree, scalar: bool) -> Found {
         let graph = self.flow.graph;
-        let mut found = Found {
-            eff,
-            preclip: eff,
-            measured: eff,
-            raw: eff,
-            constant_scale: None,
-            links: Vec::new(),
-            only_through: None,
-            peeled,
-        };
+        let mut found =
+            Found { eff, preclip: eff, raw: eff, constant_scale: None, links: Vec::new(), only_through: None, peeled };
         let mut unscaled = false;
         let mut at = eff;
         while found.links.len() < MAX_LINKS {
@@ -428,18 +422,16 @@ impl<'f, 'g, 'm> Finder<'f, 'g, 'm> {
                 use LinkKind as K;
                 matches!(k, K::SelfNorm | K::ScaleByData | K::ElementwiseClip | K::Select)
             });
-            let unscales = kinds.contains(&LinkKind::Unscale);
-            if clips || unscales {
-                if same_type {
+            // What lies before unscaling is a multiple of the gradient.
+            unscaled |= kinds.contains(&LinkKind::Unscale);
+            let plain = kinds.contains(&LinkKind::AddUntainted) || kinds.contains(&LinkKind::StepSize);
+            if same_type && !unscaled {
+                if clips {
                     found.preclip = before;
+                }
+                if clips || plain {
                     found.raw = before;
                 }
-                unscaled |= unscales;
-                if !unscaled {
-                    found.measured = before;
-                }
-            } else if same_type && (kinds.contains(&LinkKind::AddUntainted) || kinds.contains(&LinkKind::StepSize)) {
-                found.raw = before;
             }
             found.links.push(FoundLink { from: before, to: at, kinds });
             at = before;

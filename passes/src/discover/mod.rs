@@ -346,6 +346,9 @@ fn parameter(flow: &Flow<'_, '_>, roles: &Roles, p: usize, state: &StateNode, ou
                 display_name(graph, moment.old)
             ));
         }
+        if found.scaled_by_state() {
+            weaken("multiplied by a scalar that the optimizer keeps as state: `raw` is before it".into());
+        }
         if found.peeled > 0 {
             reasons.push(format!("{} learning-rate factor(s) were taken off", found.peeled));
         }

@@ -67,6 +67,11 @@ impl CarryPaths {
         self.costs.contains_key(&input)
     }
 
+    /// Whether `input` is carried by additions, uniform factors and choices alone.
+    pub(super) fn carries_linearly(&self, input: NodeId) -> bool {
+        self.costs.get(&input).is_some_and(|&c| c < 32)
+    }
+
     /// Inputs with a path, with their cost.
     pub(super) fn inputs(&self) -> impl Iterator<Item = (NodeId, u32)> + '_ {
         self.costs.iter().map(|(&n, &c)| (n, c))

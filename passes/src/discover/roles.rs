@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::error::{Refusal, RefusalKind};
 use super::flow::Flow;
-use super::graph::{Graph, NodeId, Op, bits};
+use super::graph::{Graph, NodeId, NodeMap, Op, Reach, bits};
 use super::pair::CarryPaths;
 
 /// Roles of the float states; all indices are into [`Flow::floats`].
@@ -123,14 +123,21 @@ pub(super) fn assign(flow: &Flow<'_, '_>, carry: &[CarryPaths]) -> Roles {
     let cut = Dependence::new(cut_rows.iter().map(|r| without(r)).collect());
     let all = Dependence::new(flow.floats.iter().map(|s| without(flow.all.row(s.new))).collect());
 
-    // Outputs that succeed nothing and depend on data, most loss-like first.
+    // Outputs that succeed nothing and depend on data, most loss-like first. A loss of updated parameters (an actor's
+    // through its new critic) depends on those parameters, not on what updated them.
+    let mut updated = NodeMap::new(graph, false);
+    for state in flow.states.iter().filter(|s| s.new != s.old) {
+        updated[state.new] |= carry.get(state.pair.output).is_some_and(|c| c.carries_linearly(state.old));
+    }
+    let sources: Vec<NodeId> = flow.floats.iter().map(|s| s.old).collect();
+    let before = Reach::new(graph, &sources, |_, dep| !updated[dep]);
     let succeeded: BTreeSet<usize> = flow.states.iter().map(|s| s.pair.output).collect();
     let mut free: Vec<(bool, usize, bool, usize, Row)> = graph
         .outputs
         .iter()
         .enumerate()
         .filter(|&(k, &o)| !succeeded.contains(&k) && flow.tainted[o])
-        .map(|(k, &o)| (k, o, flow.all.row(o).to_vec()))
+        .map(|(k, &o)| (k, o, before.row(o).to_vec()))
         .filter(|(_, _, row)| row.iter().any(|&w| w != 0))
         .map(|(k, o, row)| {
             let size = bits(&row).count();
