@@ -194,6 +194,17 @@ pub(crate) fn inferred<'a>(
             }
             Same(&x.0)
         }
+        (Opcode::Iota, []) if stated.is_array() => {
+            let counted = match attributes.dimensions.as_slice() {
+                [d] => usize::try_from(*d).is_ok_and(|d| d < stated.rank()),
+                _ => false,
+            };
+            if !counted {
+                let dimensions = &attributes.dimensions;
+                return Err(fail(format!("`dimensions` {dimensions:?} must name one dimension of {stated}")));
+            }
+            Same(&stated.0)
+        }
         (Opcode::Slice, [x]) => New(slice(x, attributes).map_err(fail)?),
         (Opcode::Concatenate, [first, rest @ ..]) => New(concatenate(first, rest, attributes).map_err(fail)?),
         (Opcode::Reduce, _) => New(reduce(operands, attributes).map_err(fail)?),
@@ -353,6 +364,8 @@ mod tests {
         check(Opcode::Reduce, &[f32s(&[2]), f32s(&[]), f32s(&[])], &bad, &any, "initial values");
         check(Opcode::Concatenate, &[f32s(&[2])], &bad, &any, "must name one dimension");
         check(Opcode::Transpose, &[f32s(&[2, 3])], &bad, &any, "no permutation");
+        check(Opcode::Iota, &[], &bad, &f32s(&[2]), "must name one dimension of f32[2]");
+        check(Opcode::Iota, &[], &none, &f32s(&[2]), "must name one dimension");
         let outside = attributes(|p| {
             p.slice_dimensions = vec![crate::proto::hlo_instruction_proto::SliceDimensions {
                 start: 1,

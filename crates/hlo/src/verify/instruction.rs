@@ -1,4 +1,4 @@
-//! Shapes, layouts, called computations and attributes of one instruction: V015, V027 to V038.
+//! Shapes, layouts, called computations and attributes of one instruction: V015, V027 to V040.
 
 use super::order::Positions;
 use super::{Report, Rule};
@@ -19,6 +19,9 @@ pub(super) struct Context<'a> {
 pub(super) fn check(context: &Context<'_>, instruction: &Instruction, report: &mut Report<'_>) {
     let &Context { module, computation, id, positions, parameters } = context;
     let mut refuse = |rule, message| report.instruction(rule, computation, instruction, message);
+    if instruction.name.is_empty() {
+        refuse(Rule::MissingName, "it has no name".into());
+    }
     let mut faults = Faults::default();
     check_shape(&instruction.shape.0, &mut faults);
     for (rule, fault) in [
@@ -58,6 +61,11 @@ pub(super) fn check(context: &Context<'_>, instruction: &Instruction, report: &m
         Opcode::Constant => {
             if let Some((rule, message)) = check_literal(instruction) {
                 refuse(rule, message);
+            }
+        }
+        Opcode::Parameter => {
+            if let Some(message) = check_replication(instruction) {
+                refuse(Rule::ParameterReplication, message);
             }
         }
         _ => {}
@@ -125,6 +133,13 @@ fn check_comparison(instruction: &Instruction) -> Option<String> {
         return Some(format!("its type {kind:?} is none of FLOAT, TOTALORDER, SIGNED, UNSIGNED"));
     }
     None
+}
+
+fn check_replication(instruction: &Instruction) -> Option<String> {
+    let replication = instruction.attributes.parameter_replication.as_option()?;
+    let (entries, leaves) = (replication.replicated_at_leaf_buffers.len(), instruction.shape.num_leaves());
+    (entries != 0 && entries != leaves)
+        .then(|| format!("its replication has {entries} entries, its shape {leaves} arrays"))
 }
 
 fn check_literal(instruction: &Instruction) -> Option<(Rule, String)> {

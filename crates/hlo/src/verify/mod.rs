@@ -11,7 +11,7 @@
 //! - V001 to V015: computations, names, ids and evaluation order;
 //! - V016 to V026: the signature, aliases and donors;
 //! - V027 to V032: shapes and layouts;
-//! - V033 to V038: called computations and attributes.
+//! - V033 to V040: called computations, attributes and what XLA asks besides.
 
 use std::fmt;
 
@@ -129,6 +129,10 @@ rules! {
     LiteralShape "V037";
     /// A literal holds as many elements as its shape has.
     LiteralElements "V038";
+    /// An instruction has a name.
+    MissingName "V039";
+    /// A parameter's replication has an entry for each array in its shape: XLA aborts on any other number.
+    ParameterReplication "V040";
 }
 
 impl fmt::Display for Rule {

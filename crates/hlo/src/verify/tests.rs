@@ -291,6 +291,15 @@ const CASES: &[(Rule, Edit, &str)] = &[
         |m| m.at("zero").attributes.literal.get_or_insert_default().f32s.push(1.0),
         "its literal holds 2 elements of f32, its shape 1",
     ),
+    (Rule::MissingName, |m| m.at("double").name.clear(), "it has no name"),
+    (
+        Rule::ParameterReplication,
+        |m| {
+            let replication = m.at("x").attributes.parameter_replication.get_or_insert_default();
+            replication.replicated_at_leaf_buffers = vec![true, true];
+        },
+        "its replication has 2 entries, its shape 1 arrays",
+    ),
 ];
 
 #[test]
