@@ -42,10 +42,12 @@ const INSTEAD: &[(&str, View, Instead)] = &[
 ];
 
 /// Cases that are refused, and what the message says.
-const REFUSED: &[(&str, &str)] = &[("mlp_flatten", "coupled"), ("adv_grad_in_cond", "inside a branch of a conditional")];
+const REFUSED: &[(&str, &str)] =
+    &[("mlp_flatten", "coupled"), ("adv_grad_in_cond", "inside a branch of a conditional")];
 
 /// Parameters without a gradient.
-const ABSENT: &[(&str, &str, &str)] = &[("mlp_multitransform", "p['b2']", "frozen"), ("unused_param", "p['dead']", "unused")];
+const ABSENT: &[(&str, &str, &str)] =
+    &[("mlp_multitransform", "p['b2']", "frozen"), ("unused_param", "p['dead']", "unused")];
 
 /// Steps that are not in the entry; their gradients are found, but cannot be exposed.
 const NOT_IN_ENTRY: &[&str] = &["multistep_loop"];
@@ -188,7 +190,7 @@ fn steps_over_a_mesh_are_analysed() {
 fn answer(step: &TrainStep) -> String {
     let mut lines = Vec::new();
     for p in &step.parameters {
-        let gradient = p.found_gradient().map(|g| (g.eff, g.preclip, g.raw));
+        let gradient = p.found_gradient().map(|g| (g.eff, g.preclip, g.measured, g.raw));
         let moments: Vec<_> = p.moments.iter().map(|m| (m.input, m.form, m.of)).collect();
         let update = (p.update.old, p.update.new);
         lines.push(format!("{} {} {gradient:?} {moments:?} {update:?} {:?}", p.input, p.output, p.confidence));
@@ -244,7 +246,8 @@ fn every_state_of_the_corpus_is_classified() {
     }
     for name in corpus::names().iter().filter(|n| !refused(n)) {
         let step = discover(&inlined(corpus::case(name).module)).unwrap();
-        let open: Vec<_> = step.states.iter().filter(|s| s.class == StateClass::Unclassified).map(|s| &s.name).collect();
+        let open: Vec<_> =
+            step.states.iter().filter(|s| s.class == StateClass::Unclassified).map(|s| &s.name).collect();
         assert!(open.is_empty(), "{name}: {open:?}");
     }
 }

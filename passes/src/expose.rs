@@ -13,7 +13,7 @@ use crate::step::{Gradient, TrainStep, Value};
 pub enum View {
     /// What the optimizer consumes.
     Eff,
-    /// Before clipping and skipping, a loss scale divided out.
+    /// Before clipping, unscaling and skipping.
     Preclip,
     /// Before additions that do not depend on data, too.
     Raw,

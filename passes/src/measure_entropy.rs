@@ -34,7 +34,7 @@ use hlo::{ComputationId, InstructionId, Module, Opcode, PrimitiveType, Shape};
 use crate::layout::ControlledTensor;
 use crate::names;
 use crate::pass::{Changed, Context, Pass, PassError};
-use crate::step::{Gradient, GradientStatus, LinkKind, TrainStep, Value};
+use crate::step::{GradientStatus, TrainStep};
 use crate::values::materialise;
 
 /// Up to this many elements [`ReductionStyle::Separate`] takes shares: so small a tensor is read twice from cache.
@@ -88,7 +88,7 @@ impl Pass for MeasureEntropy {
     fn run(&self, module: &mut Module, context: &mut Context) -> Result<Changed, PassError> {
         let step = context.step()?;
         refuse_unsupported(module, step)?;
-        let found: Vec<_> = step.controlled().map(|(p, g)| (p.name.clone(), p.input, measured_value(g))).collect();
+        let found: Vec<_> = step.controlled().map(|(p, g)| (p.name.clone(), p.input, g.measured)).collect();
         if found.is_empty() {
             return Err(PassError::NothingToControl { reasons: reasons(step) });
         }
@@ -128,26 +128,6 @@ pub fn statistics_of(
     let sums = gradients.iter().enumerate().map(|(i, &g)| emitter.tensor(g, &i.to_string()));
     let sums = sums.collect::<Result<Vec<_>, _>>()?;
     emitter.pack(&sums)
-}
-
-/// The value whose entropy and norm are measured: before clipping, after a loss scale is divided out.
-fn measured_value(gradient: &Gradient) -> Value {
-    let mut at = gradient.preclip;
-    let mut measured = at;
-    for link in &gradient.links {
-        let harmless = |k: &LinkKind| matches!(k, LinkKind::Unscale | LinkKind::Scale | LinkKind::Convert);
-        if link.from != at {
-            continue;
-        }
-        if !link.kinds.iter().all(harmless) {
-            break;
-        }
-        at = link.to;
-        if link.kinds.contains(&LinkKind::Unscale) {
-            measured = at;
-        }
-    }
-    measured
 }
 
 fn refuse_unsupported(module: &Module, step: &TrainStep) -> Result<(), PassError> {

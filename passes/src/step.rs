@@ -94,8 +94,11 @@ pub enum GradientStatus {
 pub struct Gradient {
     /// What the optimizer consumes.
     pub eff: Value,
-    /// Before clipping and skipping, after a loss scale is divided out: what statistics are taken of.
+    /// Before clipping, unscaling and skipping.
     pub preclip: Value,
+    /// What statistics are taken of: before clipping and skipping like `preclip`, but after unscaling, so that a
+    /// loss scale does not show in its norm.
+    pub measured: Value,
     /// Before additions that do not depend on data too (weight decay, noise).
     pub raw: Value,
     /// Set where `eff` is the gradient times a constant only: by how much, and where it was seen.

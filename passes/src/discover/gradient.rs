@@ -28,6 +28,7 @@ const MAX_LINKS: usize = 32;
 pub(super) struct Found {
     pub(super) eff: NodeId,
     pub(super) preclip: NodeId,
+    pub(super) measured: NodeId,
     pub(super) raw: NodeId,
     pub(super) constant_scale: Option<ConstantScale>,
     pub(super) links: Vec<FoundLink>,
@@ -64,6 +65,7 @@ impl Found {
         GradientStatus::Found(Gradient {
             eff: value(self.eff),
             preclip: value(self.preclip),
+            measured: value(self.measured),
             raw: value(self.raw),
             constant_scale: self.constant_scale,
             links: self
@@ -169,6 +171,7 @@ impl<'f, 'g, 'm> Finder<'f, 'g, 'm> {
         if group.is_empty() {
             // A learning rate may stand in front of a clip, too.
             found.preclip = self.peel(found.preclip, tree, &fits).0;
+            found.measured = self.peel(found.measured, tree, &fits).0;
             found.raw = self.peel(found.raw, tree, &fits).0;
         }
         self.complete_averages(&mut found, &group);
@@ -403,8 +406,16 @@ impl<'f, 'g, 'm> Finder<'f, 'g, 'm> {
 
     fn walk_back(&self, eff: NodeId, peeled: usize, tree: &DominatorTree, scalar: bool) -> Found {
         let graph = self.flow.graph;
-        let mut found =
-            Found { eff, preclip: eff, raw: eff, constant_scale: None, links: Vec::new(), only_through: None, peeled };
+        let mut found = Found {
+            eff,
+            preclip: eff,
+            measured: eff,
+            raw: eff,
+            constant_scale: None,
+            links: Vec::new(),
+            only_through: None,
+            peeled,
+        };
         let mut unscaled = false;
         let mut at = eff;
         while found.links.len() < MAX_LINKS {
@@ -422,14 +433,18 @@ impl<'f, 'g, 'm> Finder<'f, 'g, 'm> {
                 use LinkKind as K;
                 matches!(k, K::SelfNorm | K::ScaleByData | K::ElementwiseClip | K::Select)
             });
-            // What lies before unscaling is a multiple of the gradient.
-            unscaled |= kinds.contains(&LinkKind::Unscale);
+            let unscales = kinds.contains(&LinkKind::Unscale);
             let plain = kinds.contains(&LinkKind::AddUntainted) || kinds.contains(&LinkKind::StepSize);
-            if same_type && !unscaled {
-                if clips {
+            // What lies before unscaling is a multiple of the gradient.
+            unscaled |= unscales;
+            if same_type {
+                if clips || unscales {
                     found.preclip = before;
                 }
-                if clips || plain {
+                if clips && !unscaled {
+                    found.measured = before;
+                }
+                if clips || unscales || plain {
                     found.raw = before;
                 }
             }

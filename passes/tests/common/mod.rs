@@ -79,6 +79,11 @@ impl Compiled {
         Self { executable }
     }
 
+    /// What the compiler made of it, as an `HloModuleProtoWithConfig`.
+    pub fn optimized(&self) -> Vec<u8> {
+        self.executable.optimized_program().unwrap().code
+    }
+
     /// Runs it on copies of `inputs`.
     pub fn run(&self, inputs: &[Array]) -> Vec<Array> {
         let device = client().device(0).unwrap();
