@@ -1,5 +1,7 @@
 //! `control` on the CPU plugin against the reference, fed with the same statistics.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
 mod common;
 
 use common::{Array, Compiled, Random};

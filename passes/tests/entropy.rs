@@ -1,5 +1,7 @@
 //! `measure-entropy` on the CPU plugin against the definitions in `f64`.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
 mod common;
 
 use common::{Array, Compiled, Random};

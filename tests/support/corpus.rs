@@ -1,6 +1,7 @@
 //! The corpus of exported train steps: modules, one set of inputs each, and which output succeeds which input.
 
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "each test binary uses a part of this module")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::fs;
 use std::io::Read;

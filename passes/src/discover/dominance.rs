@@ -31,7 +31,7 @@ impl DominatorTree {
                 None
             } else {
                 let Some(first) = before.next() else { continue };
-                before.fold(Some(first), |a, b| tree.common(a, Some(b)))
+                before.try_fold(first, |a, b| tree.common(Some(a), Some(b)))
             };
             let place = tree.place_under(parent);
             tree.places[id] = Some(place);

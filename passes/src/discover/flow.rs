@@ -69,7 +69,7 @@ impl<'g, 'm> Flow<'g, 'm> {
         let floats: Vec<StateNode> = states.iter().filter(|s| graph.is_floating(s.old)).copied().collect();
         let sources: Vec<NodeId> = floats.iter().map(|s| s.old).collect();
         let all = Reach::new(graph, &sources, |_, _| true);
-        let cut = Reach::new(graph, &sources, |user, dep| !(graph.uniform(dep) && !graph.is_scalar(user)));
+        let cut = Reach::new(graph, &sources, |user, dep| !graph.uniform(dep) || graph.is_scalar(user));
         Self { graph, states, floats, batch, seeds, tainted, data, all, cut, notes }
     }
 

@@ -139,7 +139,7 @@ impl<'f, 'g, 'm> Finder<'f, 'g, 'm> {
         let Some((&first, rest)) = reached.split_first() else {
             return Outcome::Absent("no data reaches its new value other than through scalars".into());
         };
-        let bottom = rest.iter().fold(Some(first), |a, &b| tree.common(a, Some(b)));
+        let bottom = rest.iter().try_fold(first, |a, &b| tree.common(Some(a), Some(b)));
         let chain: Vec<NodeId> = tree.chain(bottom).collect();
         let carried = self.carried(updated.old, updated.pair.output, updated.new);
         let group_mask = self.group_mask(&group);

@@ -4,6 +4,7 @@
 //! plugin fails the test that needs it.
 
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "each test binary uses a part of this module")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
