@@ -1,0 +1,86 @@
+//! What each pass emits, as text. That it computes the right numbers is shown elsewhere.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use hlo::build::Builder;
+use hlo::text::{Preset, print};
+use hlo::{AliasKind, Module, Opcode, PrimitiveType, Shape};
+use passes::{Changed, InjectOptions, Policy, inject, inject_observed};
+
+/// `w' = w + (-0.1)·g` with g = x·(w·x - y) summed over the batch by hand: the smallest step there is.
+fn tiny() -> Module {
+    let f32s = |dims: &[i64]| Shape::array(PrimitiveType::F32, dims);
+    let mut module = Module::new("tiny");
+    let sum = Builder::reducer(&mut module, "sum", Opcode::Add, PrimitiveType::F32).unwrap();
+    let mut b = Builder::at_entry(&mut module);
+    let w = b.parameter("w", f32s(&[4])).unwrap();
+    let x = b.parameter("x", f32s(&[4])).unwrap();
+    let y = b.parameter("y", f32s(&[4])).unwrap();
+    let product = b.multiply(w, x).unwrap();
+    let error = b.subtract(product, y).unwrap();
+    let gradient = b.multiply(error, x).unwrap();
+    let rate = b.constant_f32(-0.1).unwrap();
+    let rate = b.broadcast_scalar_like(rate, gradient).unwrap();
+    let update = b.multiply(gradient, rate).unwrap();
+    let new = b.add(w, update).unwrap();
+    let square = b.multiply(error, error).unwrap();
+    let zero = b.constant_f32(0.0).unwrap();
+    let loss = b.reduce_all(square, zero, sum).unwrap();
+    module.set_outputs(&[new, loss]).unwrap();
+    module.alias(0, 0, AliasKind::May).unwrap();
+    module
+}
+
+fn settings() -> insta::Settings {
+    let mut settings = insta::Settings::clone_current();
+    settings.set_snapshot_path("../snapshots");
+    settings.set_prepend_module_to_snapshot(false);
+    settings.set_omit_expression(true);
+    settings
+}
+
+/// Dead instructions out, verified, printed: an unrelated edit repaints nothing.
+fn normalised(module: &Module) -> String {
+    let mut module = module.clone();
+    let entry = module.entry();
+    module.remove_dead_instructions(entry).unwrap();
+    hlo::verify::verify(&module).unwrap();
+    print(&module, Preset::Snapshot)
+}
+
+#[test]
+fn each_pass_on_a_small_module() {
+    let mut module = tiny();
+    let mut stages = Vec::new();
+    let policy = Policy::default();
+    inject_observed(&mut module, &policy, InjectOptions::default(), &mut |pass, changed, module| {
+        if changed == Changed::Yes {
+            stages.push((pass, print(module, Preset::Snapshot)));
+        }
+    })
+    .unwrap();
+    assert!(stages.len() >= 4, "only {} stages", stages.len());
+    settings().bind(|| {
+        for (pass, text) in stages {
+            insta::assert_snapshot!(format!("tiny-after-{pass}"), text);
+        }
+    });
+}
+
+#[test]
+fn the_controlled_mlp() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/models/mlp/module.hlo.pb");
+    let mut module = Module::import(&std::fs::read(path).unwrap()).unwrap();
+    inject(&mut module, &Policy::default(), InjectOptions::default()).unwrap();
+    settings().bind(|| insta::assert_snapshot!("mlp-controlled", normalised(&module)));
+}
+
+#[test]
+fn emission_is_deterministic() {
+    let emit = || {
+        let mut module = tiny();
+        inject(&mut module, &Policy::default(), InjectOptions::default()).unwrap();
+        module.export()
+    };
+    assert_eq!(emit(), emit());
+}
