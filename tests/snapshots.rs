@@ -52,7 +52,7 @@ fn normalised(module: &Module) -> String {
 fn each_pass_on_a_small_module() {
     let mut module = tiny();
     let mut stages = Vec::new();
-    let policy = Policy::default();
+    let policy = Policy::parse("[scale.tensors]\n\"*\" = 1.0\n").unwrap();
     inject_observed(&mut module, &policy, InjectOptions::default(), &mut |pass, changed, module| {
         if changed == Changed::Yes {
             stages.push((pass, print(module, Preset::Snapshot)));

@@ -64,12 +64,12 @@ pub fn control_pipeline(policy: &Policy, options: InjectOptions) -> Pipeline {
 }
 
 fn add_control(pipeline: Pipeline, policy: &Policy, options: InjectOptions) -> Pipeline {
-    pipeline
-        .with(MeasureEntropy { reduction: options.reduction })
-        .with(Control { policy: policy.clone() })
-        .with(ScaleUpdates)
-        .with(Gate { policy: policy.clone() })
-        .with(AppendState)
+    let measured =
+        pipeline.with(MeasureEntropy { reduction: options.reduction }).with(Control { policy: policy.clone() });
+    // A select beside an update moves fusions, and with them the last bit of a rounding: what is not asked for is not
+    // in the graph.
+    let scaled = if policy.scales() { measured.with(ScaleUpdates) } else { measured };
+    scaled.with(Gate { policy: policy.clone() }).with(AppendState)
 }
 
 /// Finds the train step in `module` and injects the controller.

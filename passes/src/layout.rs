@@ -33,6 +33,8 @@ pub struct ControllerLayout {
     pub smoothing: u32,
     /// Whether held states are guarded by the controller's decision. Structure.
     pub gated: bool,
+    /// Whether updates pass through a scale. Structure.
+    pub scaled: bool,
     /// The controlled tensors, in order.
     pub tensors: Vec<ControlledTensor>,
     /// Appended inputs, in order.
@@ -254,6 +256,7 @@ impl ControllerLayout {
             format_version: LAYOUT_FORMAT_VERSION,
             smoothing: policy.entropy.smoothing,
             gated: policy.gates(),
+            scaled: policy.scales(),
             tensors,
             inputs: Vec::new(),
             outputs: Vec::new(),
@@ -280,6 +283,9 @@ impl ControllerLayout {
         structure("entropy.smoothing", &self.smoothing, &policy.entropy.smoothing)?;
         if !self.gated && policy.gates() {
             structure("gate", &"nothing gated", &"a gate")?;
+        }
+        if !self.scaled && policy.scales() {
+            structure("scale", &"nothing scaled", &"scaled updates")?;
         }
         let scales = policy.tensor_scales(self.tensors.iter().map(|t| t.name.as_str()))?;
         let numbers = POLICY_FIELDS.iter().map(|(_, get)| get(policy));

@@ -267,6 +267,12 @@ impl Policy {
         Ok(policy)
     }
 
+    /// Whether updates are scaled at all: a factor other than 1, or any pattern. Structure.
+    #[must_use]
+    pub fn scales(&self) -> bool {
+        self.scale.global != 1.0 || !self.scale.tensors.is_empty()
+    }
+
     /// Whether any update can be refused: if not, no gate is emitted.
     #[must_use]
     pub fn gates(&self) -> bool {
