@@ -195,7 +195,8 @@ fn zero_steps_evaluate_only() {
 fn policy_numbers_of_an_injected_bundle_can_be_changed_without_injecting_again() {
     let at = workplace();
     fs::write(at.path().join("still.toml"), "[scale]\nglobal = 0.0\n").unwrap();
-    succeed(at.path(), "inject mlp -o controlled");
+    fs::write(at.path().join("scaled.toml"), "[scale.tensors]\n\"*\" = 1.0\n").unwrap();
+    succeed(at.path(), "inject mlp -o controlled --policy scaled.toml");
     succeed(at.path(), "train controlled --policy still.toml --data text --steps 5 --out run");
     let summary = json(&fs::read_to_string(at.path().join("run/summary.json")).unwrap());
     assert_eq!(summary["held_out_before"], summary["held_out_after"], "updates scaled by 0 must change nothing");
