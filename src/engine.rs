@@ -3,11 +3,18 @@
 use std::path::PathBuf;
 
 use hlo::Module;
-use pjrt::{Buffer, Client, CompileOptions, Device, Executable, Plugin, Program};
+use pjrt::{Buffer, Client, CompileOptions, Device, Executable, OptionValue, Plugin, Program};
 use thiserror::Error;
 
 use crate::bundle::Dtype;
 use crate::plugin::{self, FindError};
+
+/// A compiler flag of the CPU plugin that must be off where state is donated.
+///
+/// With it, some matrix products whose right side is a parameter of the program keep that matrix in packed form from one
+/// execution to the next, and pack it anew only when its address changes. A donated parameter is updated in place, so
+/// that later steps would compute with the matrix of the first.
+const CPU_PACKS_WEIGHTS: &str = "xla_cpu_use_xnnpack";
 
 /// Why there is no engine, or it would not do what it was asked.
 #[derive(Debug, Error)]
@@ -74,6 +81,12 @@ impl Engine {
         Ok(Self { client, device })
     }
 
+    /// The client.
+    #[must_use]
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
     /// The plugin.
     #[must_use]
     pub fn plugin(&self) -> &Plugin {
@@ -95,10 +108,19 @@ impl Engine {
         let what = || what.to_owned();
         hlo::verify::verify(module).map_err(|source| EngineError::Verify { what: what(), source })?;
         let code = module.export();
-        let options = CompileOptions::default();
-        self.client
-            .compile(&Program::hlo(&code), &options)
-            .map_err(|source| EngineError::Compile { what: what(), source })
+        let program = Program::hlo(&code);
+        let mut options = CompileOptions::default();
+        if self.client.platform_name() == "cpu" {
+            options.env_option_overrides.insert(CPU_PACKS_WEIGHTS.to_owned(), OptionValue::Bool(false));
+        }
+        let compiled = match self.client.compile(&program, &options) {
+            // A release of the plugin without that flag has no such weights.
+            Err(error) if error.to_string().contains(CPU_PACKS_WEIGHTS) => {
+                self.client.compile(&program, &CompileOptions::default())
+            }
+            compiled => compiled,
+        };
+        compiled.map_err(|source| EngineError::Compile { what: what(), source })
     }
 
     /// Copies a dense row-major array to the device.
