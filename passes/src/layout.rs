@@ -351,14 +351,18 @@ mod tests {
 
     #[test]
     fn numbers_may_change_and_structure_may_not() {
-        let injected = layout(&Policy::monitor());
         let mut policy = Policy::monitor();
+        policy.scale.tensors.insert("*".into(), 1.0);
+        let injected = layout(&policy);
         policy.scale.tensors.insert("*['b']".into(), 0.5);
         assert_eq!(injected.policy_vector(&policy).unwrap()[length(&injected.policy) - 2..], [1.0, 0.5]);
         policy.entropy.smoothing = 4;
         let error = injected.policy_vector(&policy).unwrap_err().to_string();
         assert!(error.contains("entropy.smoothing = 3") && error.contains("says 4"), "{error}");
         assert!(injected.policy_vector(&Policy::default()).unwrap_err().to_string().contains("gate"));
+        assert!(injected.policy_vector(&Policy::monitor()).is_ok());
+        policy.entropy.smoothing = 3;
+        assert!(layout(&Policy::monitor()).policy_vector(&policy).unwrap_err().to_string().contains("scale"));
         assert!(layout(&Policy::default()).policy_vector(&Policy::monitor()).is_ok());
     }
 
