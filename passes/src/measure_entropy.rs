@@ -49,7 +49,9 @@ const DIVISOR: f32 = 128.0;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ReductionStyle {
     /// Two `reduce`s, the second over shares: for CPU, where every `reduce` reads its operand anyhow. A variadic one
-    /// accumulates naively there.
+    /// accumulates naively there. The gradient passes through a `reduce-precision` to its own precision, which keeps our
+    /// sums apart from equal ones of the step, such as those of clipping: merged with ours they would be compiled as part
+    /// of other fusions, there with another order of additions.
     #[default]
     Shares,
     /// Two independent `reduce`s by offset, so that a compiler can fuse them into one reading, as TPU's does. Shares
@@ -195,6 +197,7 @@ impl<'m> Emitter<'m> {
 
     fn tensor(&mut self, gradient: InstructionId, short: &str) -> Result<TensorSums, BuildError> {
         let g = self.b.convert(gradient, PrimitiveType::F32)?;
+        let g = if self.reduction == ReductionStyle::Shares { self.apart(g)? } else { g };
         let a = self.b.multiply(g, g)?;
         let elements = self.b.shape(a)?.num_elements();
         match self.pair_sum {
@@ -231,6 +234,13 @@ impl<'m> Emitter<'m> {
 
     fn total(&mut self, x: InstructionId, name: &str) -> Built {
         self.b.named(name).reduce_all(x, self.zero, self.sum)
+    }
+
+    /// The same values, but for no compiler pass the same value: a `reduce-precision` to the precision that x has.
+    fn apart(&mut self, x: InstructionId) -> Built {
+        let shape = self.b.shape(x)?.clone();
+        let attributes = HloInstructionProto { exponent_bits: 8, mantissa_bits: 23, ..Default::default() };
+        self.b.emit_with(Opcode::ReducePrecision, &[x], shape, attributes, Vec::new())
     }
 
     /// −p ln p, elementwise, with p = a/S.

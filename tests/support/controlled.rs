@@ -6,7 +6,7 @@
 use hlo::Module;
 use passes::{ControllerLayout, InjectOptions, Policy, Telemetry, inject};
 
-use crate::common::{Array, Compiled};
+use crate::common::{Array, Compiled, Contraction};
 
 /// An injected step that keeps the controller's state between calls.
 pub struct Controlled {
@@ -21,11 +21,15 @@ pub struct Controlled {
 
 impl Controlled {
     pub fn new(module: &Module, policy: &Policy) -> Result<Self, passes::InjectError> {
+        Self::with(module, policy, Contraction::Allowed)
+    }
+
+    pub fn with(module: &Module, policy: &Policy, contraction: Contraction) -> Result<Self, passes::InjectError> {
         let mut module = module.clone();
         let layout = inject(&mut module, policy, InjectOptions::default())?.layout;
         let counters = layout.initial_counters();
         Ok(Self {
-            program: Compiled::new(&module),
+            program: Compiled::with(&module, contraction),
             policy: Array::vector(&layout.policy_vector(policy).unwrap()),
             state: Array::vector(&layout.initial_state()),
             counters: Array::s32(&[counters.len() as i64], &counters),

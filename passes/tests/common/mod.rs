@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use hlo::Module;
-use pjrt::{Buffer, Client, CompileOptions, ElementType, Executable, ExecuteOptions, Plugin, Program};
+use pjrt::{Buffer, Client, CompileOptions, ElementType, Executable, ExecuteOptions, OptionValue, Plugin, Program};
 
 /// The CPU client of this process, with one device.
 pub fn client() -> &'static Client {
@@ -73,10 +73,30 @@ pub struct Compiled {
     executable: Executable,
 }
 
+/// What the compiler may do with a multiplication and an addition that follows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Contraction {
+    /// Make them one instruction that rounds once, where it sees fit; so values depend on what is fused with what.
+    Allowed,
+    /// Keep them apart, by an instruction set that has no such instruction.
+    Impossible,
+}
+
 impl Compiled {
     pub fn new(module: &Module) -> Self {
+        Self::with(module, Contraction::Allowed)
+    }
+
+    pub fn with(module: &Module, contraction: Contraction) -> Self {
         hlo::verify::verify(module).unwrap();
-        let executable = client().compile(&Program::hlo(&module.export()), &CompileOptions::default()).unwrap();
+        let mut options = CompileOptions::default();
+        let flags = &mut options.env_option_overrides;
+        // As the program's own engine does; see there.
+        flags.insert("xla_cpu_use_xnnpack".to_owned(), OptionValue::Bool(false));
+        if contraction == Contraction::Impossible {
+            flags.insert("xla_cpu_max_isa".to_owned(), OptionValue::String("AVX".to_owned()));
+        }
+        let executable = client().compile(&Program::hlo(&module.export()), &options).unwrap();
         Self { executable }
     }
 
