@@ -2,7 +2,7 @@
 
 # Text to train on: files and folders, as in `make demo DATA="book.txt notes/"`.
 DATA ?= $(wildcard *.md) docs src crates passes xtask models/README.md models/export
-STEPS ?= 300
+STEPS ?= 250
 SEED ?= 0
 
 .PHONY: demo test test-python build plugin bench models models-check clean

@@ -16,7 +16,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{Policy, PolicyError};
+use crate::policy::{MicroPolicy, MicroTensor, Policy, PolicyError, TargetKind, Timing, Votes};
 
 /// The version of the layout format that this crate reads and writes.
 pub const LAYOUT_FORMAT_VERSION: u32 = 1;
@@ -35,6 +35,8 @@ pub struct ControllerLayout {
     pub gated: bool,
     /// Whether updates pass through a scale. Structure.
     pub scaled: bool,
+    /// Which laws there are. Structure.
+    pub laws: LawStructure,
     /// The controlled tensors, in order.
     pub tensors: Vec<ControlledTensor>,
     /// Appended inputs, in order.
@@ -53,6 +55,32 @@ pub struct ControllerLayout {
     pub states: Vec<ClassifiedState>,
 }
 
+/// Which laws an injected module has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LawStructure {
+    /// The law of each tensor.
+    pub micro: bool,
+    /// The law of all tensors by bands.
+    pub rule: bool,
+    /// The proportional and integral law of all tensors.
+    pub pi: bool,
+    /// Which entropy scales a step.
+    pub timing: Timing,
+}
+
+impl LawStructure {
+    /// Whether there is any.
+    #[must_use]
+    pub fn any(self) -> bool {
+        self.micro || self.rule || self.pi
+    }
+
+    fn of(policy: &Policy) -> Self {
+        let laws = &policy.laws;
+        Self { micro: laws.micro.enabled, rule: laws.rule.enabled, pi: laws.pi.enabled, timing: laws.timing }
+    }
+}
+
 /// A tensor whose gradient is measured and whose update is scaled.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ControlledTensor {
@@ -62,6 +90,8 @@ pub struct ControlledTensor {
     pub input: usize,
     /// Number of elements.
     pub elements: u64,
+    /// Number of dimensions.
+    pub rank: u32,
     /// Name of the instruction whose value is measured.
     pub measured: String,
     /// How its update is scaled; filled in by `scale-updates`.
@@ -150,22 +180,74 @@ pub struct ClassifiedState {
 
 type PolicyGetter = fn(&Policy) -> f64;
 
-/// Numbers of the policy that the controller reads, in order; per-tensor scales follow them.
+/// Numbers of the policy that every controller reads, in order.
 const POLICY_FIELDS: &[(&str, PolicyGetter)] = &[
-    ("gate.non_finite", |p| f64::from(u8::from(p.gate.non_finite))),
+    ("gate.non_finite", |p| flag(p.gate.non_finite)),
     ("gate.max_pause", |p| f64::from(p.gate.max_pause)),
-    ("gate.norm.enabled", |p| f64::from(u8::from(p.gate.norm.enabled))),
+    ("gate.all", |p| flag(p.gate.votes == Votes::All)),
+    ("gate.norm.enabled", |p| flag(p.gate.norm.enabled)),
     ("gate.norm.multiple", |p| p.gate.norm.multiple),
     ("gate.norm.rate", |p| forgetting_rate(p.gate.norm.half_life)),
     ("gate.norm.warmup", |p| f64::from(p.gate.norm.warmup)),
+    ("gate.entropy.enabled", |p| flag(p.gate.entropy.enabled)),
+    ("gate.entropy.low", |p| p.gate.entropy.low),
+    ("gate.entropy.high", |p| p.gate.entropy.high),
+    ("gate.entropy.warmup", |p| f64::from(p.gate.entropy.warmup)),
+    ("target.fixed", |p| if p.target.kind == TargetKind::Fixed { p.target.value } else { f64::from(NONE) }),
+    ("target.decay", |p| p.target.decay),
     ("target.rate", |p| forgetting_rate(p.target.half_life)),
     ("target.first", |p| f64::from(p.target.first)),
     ("target.every", |p| f64::from(p.target.every)),
     ("scale.global", |p| p.scale.global),
 ];
 
+/// Those of all laws.
+const LAW_FIELDS: &[(&str, PolicyGetter)] =
+    &[("laws.warmup", |p| f64::from(p.laws.warmup)), ("laws.log_max", |p| p.laws.max.ln())];
+
+const MICRO_FIELDS: &[(&str, PolicyGetter)] =
+    &[("laws.micro.relax", |p| p.laws.micro.relax), ("laws.micro.period", |p| f64::from(p.laws.micro.period))];
+
+// A law that is in the module and off in the policy multiplies by 1.
+const RULE_FIELDS: &[(&str, PolicyGetter)] = &[
+    ("laws.rule.low", |p| p.laws.rule.low),
+    ("laws.rule.high", |p| p.laws.rule.high),
+    ("laws.rule.lr_low", |p| if p.laws.rule.enabled { p.laws.rule.lr_low.ln() } else { 0.0 }),
+    ("laws.rule.lr_high", |p| if p.laws.rule.enabled { p.laws.rule.lr_high.ln() } else { 0.0 }),
+    ("laws.rule.momentum_low", |p| if p.laws.rule.enabled { p.laws.rule.momentum_low.ln() } else { 0.0 }),
+    ("laws.rule.momentum_high", |p| if p.laws.rule.enabled { p.laws.rule.momentum_high.ln() } else { 0.0 }),
+    ("laws.rule.momentum_log_max", |p| p.laws.rule.momentum_max.ln()),
+    ("laws.rule.relax", |p| p.laws.rule.relax),
+    ("laws.rule.period", |p| f64::from(p.laws.rule.period)),
+];
+
+const PI_FIELDS: &[(&str, PolicyGetter)] = &[
+    ("laws.pi.kp", |p| if p.laws.pi.enabled { p.laws.pi.kp } else { 0.0 }),
+    ("laws.pi.ki", |p| if p.laws.pi.enabled { p.laws.pi.ki } else { 0.0 }),
+    ("laws.pi.period", |p| f64::from(p.laws.pi.period)),
+];
+
+fn flag(value: bool) -> f64 {
+    f64::from(u8::from(value))
+}
+
+/// Bound and logarithmic factor of the law of one tensor.
+///
+/// A tensor without the law has the factor 1: its scale stays where it is, which is 1.
+pub(crate) fn micro_numbers(micro: &MicroPolicy, said: Option<MicroTensor>, elements: u64, rank: u32) -> (f64, f64) {
+    let said = said.unwrap_or_default();
+    let large = elements >= micro.min_elements && rank >= micro.min_rank;
+    let acts = micro.enabled && said.enabled.unwrap_or(large);
+    let factor = if acts { said.factor.unwrap_or(micro.factor) } else { 1.0 };
+    (said.below.unwrap_or(micro.below), factor.ln())
+}
+
 /// The name of the policy field that holds the per-tensor scales.
 pub(crate) const TENSOR_SCALES: &str = "scale.tensors";
+/// That of the ratio of each tensor below which its law raises.
+pub(crate) const MICRO_BELOW: &str = "laws.micro.below";
+/// That of the logarithm of the factor of one raise, per tensor.
+pub(crate) const MICRO_FACTOR: &str = "laws.micro.log_factor";
 
 const COUNTERS: &[&str] = &[
     "steps",
@@ -176,7 +258,9 @@ const COUNTERS: &[&str] = &[
     "calibrations",
     "since_calibration",
     "non_finite_streak",
-    "norm_streak",
+    "pause_streak",
+    "refused_low",
+    "refused_high",
 ];
 
 /// Names of one-element telemetry fields, in order.
@@ -184,6 +268,8 @@ const TELEMETRY_SCALARS: &[&str] = &[
     "applied",
     "finite",
     "norm_exceeded",
+    "entropy_low",
+    "entropy_high",
     "rearmed",
     "calibrated",
     "stop",
@@ -193,6 +279,8 @@ const TELEMETRY_SCALARS: &[&str] = &[
     "accepted",
     "non_finite",
     "refused_norm",
+    "refused_low",
+    "refused_high",
     "rearmings",
 ];
 
@@ -200,6 +288,38 @@ const TELEMETRY_SCALARS: &[&str] = &[
 #[must_use]
 pub fn forgetting_rate(half_life: f64) -> f64 {
     -f64::exp_m1(-std::f64::consts::LN_2 / half_life)
+}
+
+/// Names and values of all numbers of a policy for these laws and tensors, in the order of `entropic.policy`.
+fn policy_numbers(
+    laws: LawStructure,
+    tensors: &[ControlledTensor],
+    policy: &Policy,
+) -> Result<Vec<(&'static str, Vec<f64>)>, PolicyError> {
+    let names = || tensors.iter().map(|t| t.name.as_str());
+    let mut numbers = Vec::new();
+    for (present, fields) in [
+        (true, POLICY_FIELDS),
+        (laws.any(), LAW_FIELDS),
+        (laws.micro, MICRO_FIELDS),
+        (laws.rule, RULE_FIELDS),
+        (laws.pi, PI_FIELDS),
+    ] {
+        if present {
+            numbers.extend(fields.iter().map(|(name, get)| (*name, vec![get(policy)])));
+        }
+    }
+    numbers.push((TENSOR_SCALES, policy.tensor_scales(names())?));
+    let said = policy.micro_tensors(names())?;
+    if laws.micro {
+        let micro = &policy.laws.micro;
+        let of = |(tensor, said): (&ControlledTensor, Option<MicroTensor>)| {
+            micro_numbers(micro, said, tensor.elements, tensor.rank)
+        };
+        let (below, factor) = tensors.iter().zip(said).map(of).unzip();
+        numbers.extend([(MICRO_BELOW, below), (MICRO_FACTOR, factor)]);
+    }
+    Ok(numbers)
 }
 
 struct Fields(Vec<Field>);
@@ -220,11 +340,11 @@ impl ControllerLayout {
     pub(crate) fn new(tensors: Vec<ControlledTensor>, policy: &Policy) -> Result<Self, PolicyError> {
         let n = tensors.len();
         let with_global = n + 1;
+        let laws = LawStructure::of(policy);
         let mut numbers = Fields(Vec::new());
-        for (name, get) in POLICY_FIELDS {
-            numbers.push(name, 1, get(policy));
+        for (name, values) in policy_numbers(laws, &tensors, policy)? {
+            numbers.push(name, values.len(), values.first().copied().unwrap_or_default());
         }
-        numbers.push(TENSOR_SCALES, n, 1.0);
 
         let mut state = Fields(Vec::new());
         for row in 0..policy.entropy.smoothing {
@@ -234,8 +354,23 @@ impl ControllerLayout {
             state.push(name, with_global, 0.0);
         }
         state.push("target", with_global, f64::from(NONE));
-        for name in ["norm_mean", "norm_carry", "norm_weight", "paused_norms"] {
+        state.push("target_factor", 1, 1.0);
+        for name in
+            ["norm_mean", "norm_carry", "norm_weight", "paused_norms", "paused_entropies", "paused_entropy_count"]
+        {
             state.push(name, 1, 0.0);
+        }
+        if laws.micro {
+            state.push("micro_log", n, 0.0);
+        }
+        if laws.rule || laws.pi {
+            state.push("lr_log", 1, 0.0);
+        }
+        if laws.rule {
+            state.push("momentum_log", 1, 0.0);
+        }
+        if laws.pi {
+            state.push("integral", 1, 0.0);
         }
 
         let mut counters = Fields(Vec::new());
@@ -251,12 +386,17 @@ impl ControllerLayout {
             telemetry.push(name, with_global, 0.0);
         }
         telemetry.push("scale", n, 1.0);
+        if laws.any() {
+            telemetry.push("lr_scale", 1, 1.0);
+            telemetry.push("momentum_scale", 1, 1.0);
+        }
 
-        let layout = Self {
+        Ok(Self {
             format_version: LAYOUT_FORMAT_VERSION,
             smoothing: policy.entropy.smoothing,
             gated: policy.gates(),
             scaled: policy.scales(),
+            laws,
             tensors,
             inputs: Vec::new(),
             outputs: Vec::new(),
@@ -265,9 +405,7 @@ impl ControllerLayout {
             counters: counters.0,
             telemetry: telemetry.0,
             states: Vec::new(),
-        };
-        layout.policy_vector(policy)?;
-        Ok(layout)
+        })
     }
 
     /// The contents of `entropic.policy` for a policy, which may differ from that of the injection in numbers.
@@ -287,10 +425,23 @@ impl ControllerLayout {
         if !self.scaled && policy.scales() {
             structure("scale", &"nothing scaled", &"scaled updates")?;
         }
-        let scales = policy.tensor_scales(self.tensors.iter().map(|t| t.name.as_str()))?;
-        let numbers = POLICY_FIELDS.iter().map(|(_, get)| get(policy));
+        let wanted = LawStructure::of(policy);
+        for (key, injected, wanted) in [
+            ("laws.micro.enabled", self.laws.micro, wanted.micro),
+            ("laws.rule.enabled", self.laws.rule, wanted.rule),
+            ("laws.pi.enabled", self.laws.pi, wanted.pi),
+        ] {
+            if wanted && !injected {
+                structure(key, &injected, &wanted)?;
+            }
+        }
+        if wanted.any() && wanted.timing != self.laws.timing {
+            let name = |timing| if timing == Timing::Sync { "sync" } else { "delayed" };
+            structure("laws.timing", &name(self.laws.timing), &name(wanted.timing))?;
+        }
+        let numbers = policy_numbers(self.laws, &self.tensors, policy)?;
         #[allow(clippy::cast_possible_truncation, reason = "the device computes in f32")]
-        Ok(numbers.chain(scales).map(|v| v as f32).collect())
+        Ok(numbers.into_iter().flat_map(|(_, values)| values).map(|v| v as f32).collect())
     }
 
     /// The contents of `entropic.state` before the first step.
@@ -328,6 +479,7 @@ mod tests {
             name: name.into(),
             input: 0,
             elements: 4,
+            rank: 1,
             measured: "%g".into(),
             scaling: None,
         };

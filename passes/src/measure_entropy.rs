@@ -108,7 +108,8 @@ impl Pass for MeasureEntropy {
             sums.push(emitter.tensor(gradient, short)?);
             let measured = emitter.b.module().entry_computation().get(gradient).map(ToString::to_string);
             let measured = measured.unwrap_or_default();
-            tensors.push(ControlledTensor { name, input, elements: shape.num_elements(), measured, scaling: None });
+            let (elements, rank) = (shape.num_elements(), shape.rank() as u32);
+            tensors.push(ControlledTensor { name, input, elements, rank, measured, scaling: None });
         }
         let (energy, nats) = emitter.pack(&sums)?;
         context.statistics = Some(Statistics { tensors, short_names, energy, nats });

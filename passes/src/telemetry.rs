@@ -17,7 +17,11 @@ pub struct Telemetry {
     pub finite: bool,
     /// Whether the norm gate refused this step.
     pub norm_exceeded: bool,
-    /// Whether the norm gate was re-armed by this step.
+    /// Whether the entropy gate refused this step, for too low an entropy.
+    pub entropy_low: bool,
+    /// Whether the entropy gate refused this step, for too high an entropy.
+    pub entropy_high: bool,
+    /// Whether the gates were re-armed by this step.
     pub rearmed: bool,
     /// Whether targets were calibrated by this step.
     pub calibrated: bool,
@@ -35,7 +39,11 @@ pub struct Telemetry {
     pub non_finite: f32,
     /// Steps refused for their norm so far.
     pub refused_norm: f32,
-    /// How often the norm gate was re-armed so far.
+    /// Steps refused for too low an entropy so far.
+    pub refused_low: f32,
+    /// Steps refused for too high an entropy so far.
+    pub refused_high: f32,
+    /// How often the gates were re-armed so far.
     pub rearmings: f32,
     /// The whole gradient.
     pub global: Measured,
@@ -43,6 +51,10 @@ pub struct Telemetry {
     pub tensors: Vec<Measured>,
     /// The scale of each tensor's update, the global one included, in the layout's order.
     pub scales: Vec<f32>,
+    /// What the laws of all tensors make of the learning rate; none where there is no law.
+    pub lr_scale: Option<f32>,
+    /// What they make of the momentum; none where there is no law.
+    pub momentum_scale: Option<f32>,
 }
 
 /// What is measured per tensor and of the whole gradient.
@@ -108,6 +120,8 @@ impl Telemetry {
             applied: flag("applied")?,
             finite: flag("finite")?,
             norm_exceeded: flag("norm_exceeded")?,
+            entropy_low: flag("entropy_low")?,
+            entropy_high: flag("entropy_high")?,
             rearmed: flag("rearmed")?,
             calibrated: flag("calibrated")?,
             stop: flag("stop")?,
@@ -117,10 +131,14 @@ impl Telemetry {
             accepted: scalar("accepted")?,
             non_finite: scalar("non_finite")?,
             refused_norm: scalar("refused_norm")?,
+            refused_low: scalar("refused_low")?,
+            refused_high: scalar("refused_high")?,
             rearmings: scalar("rearmings")?,
             global,
             tensors,
             scales: array("scale")?.to_vec(),
+            lr_scale: scalar("lr_scale").ok(),
+            momentum_scale: scalar("momentum_scale").ok(),
         })
     }
 }

@@ -8,6 +8,7 @@ use common::{Array, Compiled, Random};
 use ndarray::Array1;
 use passes::control::standalone;
 use passes::layout::ControlledTensor;
+use passes::policy::Timing;
 use passes::reference::{Controller, Statistics, Step};
 use passes::{ControllerLayout, Policy, Telemetry};
 
@@ -30,6 +31,7 @@ impl Pair {
             name: format!("p['t{i}']"),
             input: i,
             elements,
+            rank: 2,
             measured: "%g".into(),
             scaling: None,
         };
@@ -73,13 +75,18 @@ impl Pair {
 
     fn compare(&self, found: &Telemetry, expected: &Step) {
         let at = self.reference.steps;
-        let decisions = |t: &Telemetry| (t.applied, t.norm_exceeded, t.rearmed, t.calibrated, t.stop);
-        let wanted = (expected.applied, expected.norm_exceeded, expected.rearmed, expected.calibrated, expected.stop);
-        assert_eq!(decisions(found), wanted, "step {at}: {found:?}");
+        let decided = (found.applied, found.rearmed, found.calibrated, found.stop);
+        let wanted = (expected.applied, expected.rearmed, expected.calibrated, expected.stop);
+        assert_eq!(decided, wanted, "step {at}: {found:?}");
+        let reasons = (found.norm_exceeded, found.entropy_low, found.entropy_high);
+        let wanted = (expected.norm_exceeded, expected.entropy_low, expected.entropy_high);
+        assert_eq!(reasons, wanted, "step {at}: {found:?}");
         let r = &self.reference;
         let counts = [r.steps, r.accepted, r.non_finite, r.refused_norm, r.rearmed, r.calibrations];
         let found_counts: Vec<u64> = self.counters[..6].iter().map(|&c| c as u64).collect();
         assert_eq!(found_counts, counts, "step {at}");
+        let refused = [found.refused_norm, found.refused_low, found.refused_high].map(|count| count as u64);
+        assert_eq!(refused, [r.refused_norm, r.refused_low, r.refused_high], "step {at}");
 
         let measured: Vec<_> = found.tensors.iter().chain([&found.global]).collect();
         let values = |name: &str, found: Vec<Option<f32>>, expected: &Array1<f64>| {
@@ -97,6 +104,15 @@ impl Pair {
         values("smoothed", measured.iter().map(|m| m.smoothed).collect(), &expected.smoothed);
         values("target", measured.iter().map(|m| m.target).collect(), &expected.target);
         values("ratio", measured.iter().map(|m| m.ratio).collect(), &expected.ratio);
+        let scales = found.scales.iter().zip(&expected.scales).map(|(&f, &e)| ("scale", f, e));
+        let global = [
+            ("lr_scale", found.lr_scale, expected.lr_scale),
+            ("momentum", found.momentum_scale, expected.momentum_scale),
+        ];
+        let global = global.into_iter().filter_map(|(name, f, e)| f.map(|f| (name, f, e)));
+        for (name, f, e) in scales.chain(global) {
+            assert!((f64::from(f) / e - 1.0).abs() <= 1e-5, "step {at}: {name} is {f}, not {e}");
+        }
         if found.finite {
             let relative = |found: f32, expected: f64| (f64::from(found) / expected - 1.0).abs();
             assert!(expected.norm == 0.0 || relative(found.global.norm, expected.norm) <= 1e-5, "step {at}");
@@ -270,6 +286,198 @@ fn an_inactive_tensor_moves_neither_window_nor_target() {
             assert!((found.tensors[1].smoothed.unwrap() - 3.0 / 64.0_f32.ln()).abs() < 1e-6);
         }
     }
+}
+
+/// A stream whose entropies wander over both ends of every band.
+fn wandering(random: &mut Random, t: u32) -> Fed {
+    let level = 0.6 + 0.3 * (f64::from(t) / 23.0).sin();
+    let mut energy = |n: u64| (n as f64 * 1e-6 * (0.2 * random.normal()).exp()) as f32;
+    let energies: Vec<_> = ELEMENTS.iter().map(|&n| energy(n)).collect();
+    let nats = |n: u64, r: f64| ((n as f64).ln() * (level + 0.05 * r).clamp(0.0, 1.0)) as f32;
+    ELEMENTS.iter().zip(energies).map(|(&n, s)| (s, nats(n, random.normal()))).collect()
+}
+
+/// Short periods, so that every law acts often in 500 steps.
+const LAWS: [(&str, &str); 6] = [
+    (
+        "micro",
+        "[laws]\nwarmup = 20\nmax = 1.5\n[laws.micro]\nenabled = true\nperiod = 3\nbelow = 0.95\nmin_elements = 1",
+    ),
+    (
+        "micro down",
+        "[laws]\nwarmup = 20\n[laws.micro]\nenabled = true\nperiod = 5\nbelow = 1.0\nfactor = 0.9\nmin_elements = 100",
+    ),
+    ("rule", "[laws]\nwarmup = 9\n[laws.rule]\nenabled = true\nperiod = 4"),
+    ("pi", "[laws]\nwarmup = 9\n[laws.pi]\nenabled = true\nperiod = 2"),
+    ("pi that saturates", "[laws]\nmax = 1.1\n[laws.pi]\nenabled = true\nperiod = 1\nkp = 5.0\nki = 0.5"),
+    (
+        "micro and pi",
+        "[laws.micro]\nenabled = true\nmin_elements = 1\nperiod = 2\n[laws.pi]\nenabled = true\nperiod = 3\n[laws]\nwarmup = 0",
+    ),
+];
+
+#[test]
+fn laws_follow_the_reference_in_both_timings() {
+    for (name, law) in LAWS {
+        for timing in ["sync", "delayed"] {
+            let mut policy =
+                Policy::parse(&format!("{law}\n[target]\nfirst = 10\nevery = 40\nhalf_life = 60")).unwrap();
+            policy.laws.timing = if timing == "sync" { Timing::Sync } else { Timing::Delayed };
+            let mut pair = Pair::new(&ELEMENTS, &policy);
+            let mut random = Random::new(11);
+            let mut seen = [1.0_f32, 1.0];
+            for t in 0..500 {
+                let fed = wandering(&mut random, t);
+                for &scale in &pair.step(&fed).0.scales {
+                    seen = [seen[0].min(scale), seen[1].max(scale)];
+                }
+            }
+            let bound = policy.laws.max as f32 * (1.0 + 1e-6);
+            assert!(seen[0] < 0.99 || seen[1] > 1.01, "{name}, {timing}: the law never acted");
+            assert!(seen[0] >= 1.0 / bound && seen[1] <= bound, "{name}, {timing}: {seen:?} leaves the clamp");
+        }
+    }
+}
+
+#[test]
+fn the_delayed_scale_is_that_of_the_step_before() {
+    let text = "[target]\nfirst = 10\n[laws]\nwarmup = 0\n[laws.pi]\nenabled = true\nperiod = 1";
+    let mut delayed = Policy::parse(text).unwrap();
+    delayed.laws.timing = Timing::Delayed;
+    let mut pairs = [Pair::new(&ELEMENTS, &Policy::parse(text).unwrap()), Pair::new(&ELEMENTS, &delayed)];
+    let mut random = Random::new(12);
+    let mut before = vec![1.0; ELEMENTS.len()];
+    for t in 0..60 {
+        let fed = wandering(&mut random, t);
+        let [sync, delayed] = pairs.each_mut().map(|pair| pair.step(&fed).0.scales);
+        assert_eq!(delayed, before, "step {t}");
+        before = sync;
+    }
+    assert!(before.iter().any(|&s| s != 1.0));
+}
+
+#[test]
+fn a_law_that_has_nothing_to_do_leaves_the_scale_exactly_1() {
+    let mut policy =
+        Policy::parse("[target]\nfirst = 1\n[laws]\nwarmup = 0\n[laws.micro]\nenabled = true\nmin_elements = 1")
+            .unwrap();
+    policy.laws.rule.enabled = true;
+    let mut pair = Pair::new(&[64, 100], &policy);
+    for _ in 0..100 {
+        let (found, _) = pair.step(&vec![(1.0, 2.0), (1.0, 3.0)]);
+        assert_eq!((found.scales, found.momentum_scale), (vec![1.0, 1.0], Some(1.0)));
+    }
+}
+
+#[test]
+fn small_tensors_have_no_law_unless_a_pattern_says_so() {
+    let text = "[target]\nfirst = 1\n[laws]\nwarmup = 1\n[laws.micro]\nenabled = true\nperiod = 1\nmin_elements = 500";
+    let low = vec![(64.0, 1.0), (64.0, 1.0), (64.0, 1.0)];
+    let high = vec![(64.0, 4.0), (64.0, 4.0), (64.0, 4.0)];
+    let scales = |text: &str| {
+        let policy = Policy::parse(text).unwrap();
+        let tensor = |i: usize, elements, rank| ControlledTensor {
+            name: format!("p['t{i}']"),
+            input: i,
+            elements,
+            rank,
+            measured: "%g".into(),
+            scaling: None,
+        };
+        let tensors = vec![tensor(0, 64, 2), tensor(1, 1000, 2), tensor(2, 1000, 1)];
+        let (module, layout) = standalone(tensors, &policy).unwrap();
+        let reference = Controller::new(&[64, 1000, 1000], &policy);
+        let (state, counters) = (layout.initial_state(), layout.initial_counters());
+        let mut pair = Pair { program: Compiled::new(&module), layout, policy, state, counters, reference };
+        for _ in 0..3 {
+            pair.emitted(&high);
+        }
+        (0..3).map(|_| pair.emitted(&low).scales).next_back().unwrap()
+    };
+    let raised = |scales: Vec<f32>| scales.into_iter().map(|s| s > 1.0).collect::<Vec<_>>();
+    assert_eq!(raised(scales(text)), [false, true, false]);
+    let patterns = "\n[laws.micro.tensors]\n\"p['t0']\" = { enabled = true }\n\"p['t1']\" = { enabled = false }";
+    assert_eq!(raised(scales(&format!("{text}{patterns}"))), [true, false, false]);
+    let factor = "\n[laws.micro.tensors]\n\"*t1*\" = { factor = 1.0 }\n\"p['t2']\" = { enabled = true, below = 0.1 }";
+    assert_eq!(raised(scales(&format!("{text}{factor}"))), [false, false, false]);
+}
+
+#[test]
+fn a_fixed_target_holds_and_decays() {
+    let mut policy = Policy::parse("[target]\nkind = \"fixed\"\nvalue = 0.6\ndecay = 0.99").unwrap();
+    let mut pair = Pair::new(&[64], &policy);
+    for t in 1..=100_i32 {
+        let (found, _) = pair.step(&with_norm(1.0));
+        let expected = 0.6 * 0.99_f64.powi(t);
+        assert!((f64::from(found.global.target.unwrap()) / expected - 1.0).abs() < 1e-5, "step {t}");
+    }
+    policy.target = Policy::parse("[target]\ndecay = 0.99\nfirst = 5\nevery = 10").unwrap().target;
+    let mut pair = Pair::new(&ELEMENTS, &policy);
+    let mut random = Random::new(13);
+    for t in 0..60 {
+        pair.step(&wandering(&mut random, t));
+    }
+    assert!(pair.reference.calibrations > 3);
+}
+
+/// A policy with both gates, re-armed soon.
+fn both_gates(votes: &str) -> Policy {
+    Policy::parse(&format!(
+        "[target]\nfirst = 10\nevery = 50\n[gate]\nmax_pause = 4\nvotes = \"{votes}\"\n\
+         [gate.norm]\nmultiple = 1.5\nwarmup = 10\n[gate.entropy]\nenabled = true\nlow = 0.9\nhigh = 1.1\nwarmup = 12"
+    ))
+    .unwrap()
+}
+
+#[test]
+fn entropy_and_norm_gates_follow_the_reference() {
+    for votes in ["any", "all"] {
+        let mut pair = Pair::new(&ELEMENTS, &both_gates(votes));
+        let mut random = Random::new(14);
+        for t in 0..500 {
+            let mut fed = wandering(&mut random, t);
+            let spike = if random.uniform() < 0.3 { 16.0 } else { 1.0 };
+            fed.iter_mut().for_each(|(energy, _)| *energy *= spike);
+            if random.uniform() < 0.02 {
+                fed[2].0 = f32::NAN;
+            }
+            pair.step(&fed);
+        }
+        let r = &pair.reference;
+        assert!(r.refused_low > 5 && r.refused_high > 5 && r.refused_norm > 5 && r.rearmed > 0, "{votes}: {r:?}");
+        assert!(r.accepted > 100, "{votes}: {r:?}");
+    }
+}
+
+#[test]
+fn all_votes_must_agree_and_any_vote_suffices() {
+    // (norm, nats) of one step after a calm start, and what each rule does with it.
+    for (norm, nats, any, all) in
+        [(1.0, 2.0, true, true), (9.0, 2.0, false, true), (1.0, 0.5, false, true), (9.0, 0.5, false, false)]
+    {
+        for (votes, applied) in [("any", any), ("all", all)] {
+            let mut pair = Pair::new(&[64], &both_gates(votes));
+            for _ in 0..20 {
+                pair.step(&with_norm(1.0));
+            }
+            let (found, _) = pair.step(&vec![(norm * norm, nats)]);
+            assert_eq!(found.applied, applied, "{votes}: norm {norm}, h {nats}");
+        }
+    }
+}
+
+#[test]
+fn the_entropy_gate_reopens_on_what_it_saw() {
+    let mut pair = Pair::new(&[64], &both_gates("any"));
+    for _ in 0..20 {
+        pair.step(&with_norm(1.0));
+    }
+    let told: Vec<_> = (0..4).map(|_| pair.step(&vec![(1.0, 1.0)]).0).collect();
+    assert!(told.iter().all(|t| t.entropy_low && !t.applied));
+    assert_eq!(told.iter().map(|t| t.rearmed).collect::<Vec<_>>(), [false, false, false, true]);
+    let (found, _) = pair.step(&vec![(1.0, 1.0)]);
+    let target = found.global.target.unwrap();
+    assert!(found.applied && (target - 1.0 / 64.0_f32.ln()).abs() < 1e-6, "{found:?}");
 }
 
 #[test]

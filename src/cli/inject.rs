@@ -12,6 +12,7 @@ use entropic::files;
 use entropic::model::Model;
 use entropic::verify;
 use passes::Policy;
+use passes::policy::ARTICLE_POLICY;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -21,8 +22,9 @@ pub(super) struct Arguments {
     /// under the same name with .manifest.json.
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
-    /// The controller's policy, a TOML file; the default policy if none is given.
-    #[arg(long, value_name = "FILE")]
+    /// The controller's policy: a TOML file, or one of the policies that come with the program. The default policy if none
+    /// is given.
+    #[arg(long, value_name = "FILE|default|article|monitor")]
     policy: Option<PathBuf>,
     /// Run both modules for 20 steps under a neutral policy and compare every output bit for bit; nothing is written
     /// where they differ.
@@ -71,9 +73,17 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// Reads a policy file; the default policy if there is none.
+/// Reads a policy file, or takes one that comes with the program; the default policy if there is none.
 pub(super) fn read_policy(path: Option<&Path>) -> anyhow::Result<Policy> {
     let Some(path) = path else { return Ok(Policy::default()) };
+    if !path.exists() {
+        match path.to_str() {
+            Some("default") => return Ok(Policy::default()),
+            Some("monitor") => return Ok(Policy::monitor()),
+            Some("article") => return Ok(Policy::parse(ARTICLE_POLICY)?),
+            _ => {}
+        }
+    }
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the policy {}", path.display()))?;
     Policy::parse(&text).with_context(|| path.display().to_string())
 }

@@ -31,8 +31,9 @@ pub(super) struct Arguments {
     /// Train the step as it is, without a controller.
     #[arg(long, conflicts_with = "policy")]
     no_control: bool,
-    /// The controller's policy, a TOML file; the default policy if none is given.
-    #[arg(long, value_name = "FILE")]
+    /// The controller's policy: a TOML file, or one of the policies that come with the program. The default policy if none
+    /// is given.
+    #[arg(long, value_name = "FILE|default|article|monitor")]
     policy: Option<PathBuf>,
     /// Folder of the run; the next free one below `runs` if none is given.
     #[arg(long, value_name = "RUN_DIR")]
@@ -108,12 +109,12 @@ fn report(summary: &Summary) -> String {
     table.add_row(["steps".to_owned(), summary.steps.to_string()]);
     table.add_row(["steps/s".to_owned(), format!("{:.2}", summary.steps_per_second)]);
     match &summary.gates {
-        Some(Gates { non_finite: 0, norm: 0, other: 0, .. }) => table.add_row(["updates refused", "none"]),
-        Some(Gates { non_finite, norm, other, rearmed }) => table.add_row([
+        Some(Gates { non_finite: 0, norm: 0, entropy: 0, other: 0, .. }) => table.add_row(["updates refused", "none"]),
+        Some(Gates { non_finite, norm, entropy, other, rearmed }) => table.add_row([
             "updates refused".to_owned(),
             format!(
-                "{} (not finite {non_finite}, norm {norm}, other {other}; re-armed {rearmed})",
-                non_finite + norm + other
+                "{} (not finite {non_finite}, norm {norm}, entropy {entropy}, other {other}; re-armed {rearmed})",
+                non_finite + norm + entropy + other
             ),
         ]),
         None => table.add_row(["updates refused", "not controlled"]),

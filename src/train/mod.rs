@@ -62,7 +62,7 @@ pub struct ControlRecord {
     pub norm_threshold: Option<f32>,
     /// Why the update was refused; `null` where it was applied.
     pub gate: Option<GateReason>,
-    /// Whether the norm gate was re-armed by this step.
+    /// Whether the gates were re-armed by this step.
     pub rearmed: bool,
     /// Whether targets were calibrated by this step.
     pub calibrated: bool,
@@ -74,8 +74,20 @@ pub struct ControlRecord {
     pub non_finite: u64,
     /// Steps refused for their norm so far.
     pub refused_norm: u64,
-    /// How often the norm gate was re-armed so far.
+    /// Steps refused for too low an entropy so far.
+    pub refused_low: u64,
+    /// Steps refused for too high an entropy so far.
+    pub refused_high: u64,
+    /// How often the gates were re-armed so far.
     pub rearmings: u64,
+    /// Ratio of smoothed entropy to target, once there is one.
+    pub ratio: Option<f32>,
+    /// What the laws of all tensors make of the learning rate, where there is a law.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lr_scale: Option<f32>,
+    /// What they make of the momentum.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub momentum_scale: Option<f32>,
     /// Entropy of each tensor's gradient; the names are in `run.json`.
     pub tensor_entropy: Vec<Option<f32>>,
     /// Norm of each tensor's gradient.
@@ -92,6 +104,10 @@ pub enum GateReason {
     NonFinite,
     /// The norm of the gradient was extraordinary.
     Norm,
+    /// Its entropy was far below the target.
+    EntropyLow,
+    /// Its entropy was far above the target.
+    EntropyHigh,
     /// The controller does not say.
     Other,
 }
@@ -102,6 +118,8 @@ impl From<Telemetry> for ControlRecord {
             (true, ..) => None,
             (false, false, _) => Some(GateReason::NonFinite),
             (false, true, true) => Some(GateReason::Norm),
+            (false, true, false) if t.entropy_low => Some(GateReason::EntropyLow),
+            (false, true, false) if t.entropy_high => Some(GateReason::EntropyHigh),
             (false, true, false) => Some(GateReason::Other),
         };
         // The device counts in f32; no count is negative.
@@ -119,7 +137,12 @@ impl From<Telemetry> for ControlRecord {
             accepted: count(t.accepted),
             non_finite: count(t.non_finite),
             refused_norm: count(t.refused_norm),
+            refused_low: count(t.refused_low),
+            refused_high: count(t.refused_high),
             rearmings: count(t.rearmings),
+            ratio: t.global.ratio,
+            lr_scale: t.lr_scale,
+            momentum_scale: t.momentum_scale,
             tensor_entropy: t.tensors.iter().map(|m| m.entropy).collect(),
             tensor_norm: t.tensors.iter().map(|m| m.norm).collect(),
             tensor_scale: t.scales,
@@ -174,9 +197,11 @@ pub struct Gates {
     pub non_finite: u64,
     /// Updates refused for the norm of the gradient.
     pub norm: u64,
+    /// Updates refused for the entropy of the gradient.
+    pub entropy: u64,
     /// Updates refused for another reason.
     pub other: u64,
-    /// How often the norm gate was re-armed.
+    /// How often the gates were re-armed.
     pub rearmed: u64,
 }
 
@@ -186,6 +211,7 @@ impl Gates {
             None => {}
             Some(GateReason::NonFinite) => self.non_finite += 1,
             Some(GateReason::Norm) => self.norm += 1,
+            Some(GateReason::EntropyLow | GateReason::EntropyHigh) => self.entropy += 1,
             Some(GateReason::Other) => self.other += 1,
         }
         self.rearmed += u64::from(record.rearmed);

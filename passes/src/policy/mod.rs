@@ -6,6 +6,7 @@
 //! other program. [`Policy::parse`] reads TOML; unknown keys are refused with the
 //! nearest known one, values outside their range with key, value and range.
 
+mod laws;
 mod parse;
 mod pattern;
 
@@ -16,6 +17,7 @@ use thiserror::Error;
 
 use crate::step::StateClass;
 
+pub use laws::{LawsPolicy, MicroPolicy, MicroTensor, PiPolicy, RulePolicy, Timing};
 pub use pattern::Pattern;
 
 /// The version of the policy format that this crate reads and writes.
@@ -23,6 +25,9 @@ pub const POLICY_FORMAT_VERSION: u32 = 1;
 
 /// The text of the default policy, commented for its readers.
 pub const DEFAULT_POLICY: &str = include_str!("../../policies/default.toml");
+
+/// The text of a policy with the constants of the article that the controller comes from.
+pub const ARTICLE_POLICY: &str = include_str!("../../policies/article.toml");
 
 /// Everything a user decides about control.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -38,6 +43,8 @@ pub struct Policy {
     pub gate: GatePolicy,
     /// By how much updates are scaled.
     pub scale: ScalePolicy,
+    /// How entropies move learning rate and momentum.
+    pub laws: LawsPolicy,
     /// Classes of states by tree-path pattern; they override what discovery says.
     pub states: BTreeMap<String, AssignedClass>,
 }
@@ -60,16 +67,32 @@ pub enum Estimator {
     Energy,
 }
 
-/// What the entropy is compared with: an exponentially forgetting mean, held between calibrations.
+/// What the entropy is compared with.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TargetPolicy {
+    /// Where it comes from.
+    pub kind: TargetKind,
+    /// The fixed target, in \[0, 1\].
+    pub value: f64,
+    /// Factor of the target per accepted step; a target from history starts anew at each calibration.
+    pub decay: f64,
     /// Accepted steps after which an observation counts half.
     pub half_life: f64,
     /// Accepted steps before the first calibration.
     pub first: u32,
     /// Accepted steps between calibrations.
     pub every: u32,
+}
+
+/// Where the target comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TargetKind {
+    /// The exponentially forgetting mean of the entropy, held between calibrations.
+    History,
+    /// One number for every tensor.
+    Fixed,
 }
 
 /// Which updates are refused.
@@ -80,8 +103,36 @@ pub struct GatePolicy {
     pub non_finite: bool,
     /// Refusals in a row after which thresholds are re-set, or the run stops.
     pub max_pause: u32,
+    /// Which of the gates below must agree for a refusal.
+    pub votes: Votes,
     /// Refuse updates from gradients of extraordinary norm.
     pub norm: NormGatePolicy,
+    /// Refuse updates from gradients of extraordinary entropy.
+    pub entropy: EntropyGatePolicy,
+}
+
+/// How many of the norm gate and the entropy gate it takes to refuse a step. Non-finite steps are refused alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Votes {
+    /// One.
+    Any,
+    /// Every one that is enabled; one that is not armed yet does not agree.
+    All,
+}
+
+/// The entropy gate: refuses when the global entropy of this step, over its target, lies outside a band.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EntropyGatePolicy {
+    /// Whether it acts.
+    pub enabled: bool,
+    /// Lower end of the band.
+    pub low: f64,
+    /// Upper end of the band.
+    pub high: f64,
+    /// Accepted steps before it acts.
+    pub warmup: u32,
 }
 
 /// The norm gate: refuses when the norm exceeds a multiple of its running mean.
@@ -136,6 +187,7 @@ impl Default for Policy {
             target: TargetPolicy::default(),
             gate: GatePolicy::default(),
             scale: ScalePolicy::default(),
+            laws: LawsPolicy::default(),
             states: BTreeMap::new(),
         }
     }
@@ -149,19 +201,31 @@ impl Default for EntropyPolicy {
 
 impl Default for TargetPolicy {
     fn default() -> Self {
-        Self { half_life: 1000.0, first: 50, every: 1000 }
+        Self { kind: TargetKind::History, value: 0.5, decay: 1.0, half_life: 1000.0, first: 50, every: 1000 }
     }
 }
 
 impl Default for GatePolicy {
     fn default() -> Self {
-        Self { non_finite: true, max_pause: 50, norm: NormGatePolicy::default() }
+        Self {
+            non_finite: true,
+            max_pause: 50,
+            votes: Votes::Any,
+            norm: NormGatePolicy::default(),
+            entropy: EntropyGatePolicy::default(),
+        }
     }
 }
 
 impl Default for NormGatePolicy {
     fn default() -> Self {
         Self { enabled: true, multiple: 3.0, half_life: 100.0, warmup: 100 }
+    }
+}
+
+impl Default for EntropyGatePolicy {
+    fn default() -> Self {
+        Self { enabled: false, low: 0.8, high: 1.2, warmup: 100 }
     }
 }
 
@@ -206,6 +270,12 @@ pub enum PolicyError {
         /// What is allowed.
         range: &'static str,
     },
+    /// Both laws of all tensors are on.
+    #[error(
+        "`laws.rule` and `laws.pi` are both enabled in the policy, and both scale the learning rate of every tensor; \
+         disable one of them"
+    )]
+    TwoGlobalLaws,
     /// A pattern that names nothing in this step.
     #[error("the policy's `{key}` names no {what} of this step{}", match nearest {
         Some(nearest) => format!("; did you mean {nearest:?}?"),
@@ -267,16 +337,16 @@ impl Policy {
         Ok(policy)
     }
 
-    /// Whether updates are scaled at all: a factor other than 1, or any pattern. Structure.
+    /// Whether updates are scaled at all: by a law, a factor other than 1, or any pattern. Structure.
     #[must_use]
     pub fn scales(&self) -> bool {
-        self.scale.global != 1.0 || !self.scale.tensors.is_empty()
+        self.laws.any() || self.scale.global != 1.0 || !self.scale.tensors.is_empty()
     }
 
     /// Whether any update can be refused: if not, no gate is emitted.
     #[must_use]
     pub fn gates(&self) -> bool {
-        self.gate.non_finite || self.gate.norm.enabled
+        self.gate.non_finite || self.gate.norm.enabled || self.gate.entropy.enabled
     }
 
     /// Checks every value's range.
@@ -288,32 +358,43 @@ impl Policy {
         if self.format_version != POLICY_FORMAT_VERSION {
             return Err(PolicyError::FormatVersion { found: self.format_version });
         }
-        let count = |key: &str, value: u32, low: u32, high: u32, range| {
-            if (low..=high).contains(&value) { Ok(()) } else { Err(out_of_range(key, &value, range)) }
-        };
-        // Comparisons are written so that NaN is out of range.
-        let number = |key: &str, value: f64, ok: bool, range| {
-            if ok { Ok(()) } else { Err(out_of_range(key, &value, range)) }
-        };
-        const PERIOD: &str = "from 1 to 1000000";
-        const SCALE: &str = "from 0 to 1000";
-        let period = |key, value: f64| number(key, value, (1.0..=1e6).contains(&value), PERIOD);
-        let scale = |key: &str, value: f64| number(key, value, (0.0..=1e3).contains(&value), SCALE);
-        count("entropy.smoothing", self.entropy.smoothing, 1, 64, "from 1 to 64")?;
-        period("target.half_life", self.target.half_life)?;
-        count("target.first", self.target.first, 1, 1_000_000, PERIOD)?;
-        count("target.every", self.target.every, 1, 1_000_000, PERIOD)?;
-        count("gate.max_pause", self.gate.max_pause, 1, 1_000_000, PERIOD)?;
+        let check = Checks;
+        let period =
+            |key: &str, value: f64| check.number(key, value, (1.0..=1e6).contains(&value), "from 1 to 1000000");
+        let scale = |key: &str, value: f64| check.number(key, value, (0.0..=1e3).contains(&value), "from 0 to 1000");
+        let smoothing = self.entropy.smoothing;
+        check.number("entropy.smoothing", f64::from(smoothing), (1..=64).contains(&smoothing), "from 1 to 64")?;
+        let target = &self.target;
+        check.number(
+            "target.value",
+            target.value,
+            target.value > 0.0 && target.value <= 1.0,
+            "above 0 and at most 1",
+        )?;
+        check.number("target.decay", target.decay, (0.9..=1.0).contains(&target.decay), "from 0.9 to 1")?;
+        period("target.half_life", target.half_life)?;
+        check.count("target.first", target.first, 1)?;
+        check.count("target.every", target.every, 1)?;
+        check.count("gate.max_pause", self.gate.max_pause, 1)?;
         let norm = &self.gate.norm;
         let above_one = norm.multiple > 1.0 && norm.multiple <= 1e6;
-        number("gate.norm.multiple", norm.multiple, above_one, "above 1 and at most 1000000")?;
+        check.number("gate.norm.multiple", norm.multiple, above_one, "above 1 and at most 1000000")?;
         period("gate.norm.half_life", norm.half_life)?;
-        count("gate.norm.warmup", norm.warmup, 0, 1_000_000, "from 0 to 1000000")?;
+        check.count("gate.norm.warmup", norm.warmup, 0)?;
+        let band = &self.gate.entropy;
+        check.number("gate.entropy.low", band.low, (0.0..1.0).contains(&band.low), "at least 0 and below 1")?;
+        check.number(
+            "gate.entropy.high",
+            band.high,
+            band.high > 1.0 && band.high <= 100.0,
+            "above 1 and at most 100",
+        )?;
+        check.count("gate.entropy.warmup", band.warmup, 0)?;
         scale("scale.global", self.scale.global)?;
         for (pattern, &value) in &self.scale.tensors {
             scale(&format!("scale.tensors.{pattern:?}"), value)?;
         }
-        Ok(())
+        self.laws.validate(check)
     }
 
     /// The factor that this policy gives each of `names`, without the global one.
@@ -325,6 +406,19 @@ impl Policy {
         let names: Vec<_> = names.into_iter().collect();
         let found = pattern::assign("scale.tensors", "tensor", &self.scale.tensors, &names)?;
         Ok(found.into_iter().map(|scale| scale.unwrap_or(1.0)).collect())
+    }
+
+    /// What this policy says of each of `names` for the law of each tensor, where it says anything.
+    ///
+    /// # Errors
+    ///
+    /// As [`Policy::tensor_scales`].
+    pub fn micro_tensors<'a>(
+        &self,
+        names: impl IntoIterator<Item = &'a str>,
+    ) -> Result<Vec<Option<MicroTensor>>, PolicyError> {
+        let names: Vec<_> = names.into_iter().collect();
+        pattern::assign("laws.micro.tensors", "tensor", &self.laws.micro.tensors, &names)
     }
 
     /// The class that this policy assigns each of `names`, where it assigns one.
@@ -341,8 +435,20 @@ impl Policy {
     }
 }
 
-fn out_of_range(key: &str, value: &dyn std::fmt::Display, range: &'static str) -> PolicyError {
-    PolicyError::Range { key: key.to_owned(), value: value.to_string(), range }
+/// Checks of single values. Conditions are written so that NaN is out of range.
+#[derive(Debug, Clone, Copy)]
+struct Checks;
+
+impl Checks {
+    fn number(self, key: &str, value: f64, ok: bool, range: &'static str) -> Result<(), PolicyError> {
+        if ok { Ok(()) } else { Err(PolicyError::Range { key: key.to_owned(), value: value.to_string(), range }) }
+    }
+
+    /// A number of steps: at most a million, which `f32` and `i32` count exactly.
+    fn count(self, key: &str, value: u32, low: u32) -> Result<(), PolicyError> {
+        let range = if low == 0 { "from 0 to 1000000" } else { "from 1 to 1000000" };
+        self.number(key, f64::from(value), (low..=1_000_000).contains(&value), range)
+    }
 }
 
 #[cfg(test)]
@@ -353,6 +459,15 @@ mod tests {
     fn the_shipped_default_is_the_default() {
         assert_eq!(Policy::parse(DEFAULT_POLICY).unwrap(), Policy::default());
         assert_eq!(Policy::parse("").unwrap(), Policy::default());
+    }
+
+    #[test]
+    fn the_article_s_policy_has_its_laws_and_its_band() {
+        let policy = Policy::parse(ARTICLE_POLICY).unwrap();
+        let laws = &policy.laws;
+        assert!(laws.micro.enabled && laws.rule.enabled && !laws.pi.enabled);
+        assert!(policy.gate.entropy.enabled && !policy.gate.norm.enabled);
+        assert!(policy.gates() && policy.scales());
     }
 
     #[test]
@@ -390,6 +505,17 @@ mod tests {
         check("[states]\ns = \"hold\"", "held");
         check("gate = 3", "line 1");
         check("[gate", "TOML");
+        check("[gate.entropy]\nlow = 1.0", "`gate.entropy.low` is 1 in the policy; it must be at least 0 and below 1");
+        check("[gate]\nvotes = \"most\"", "any");
+        check("[target]\nvalue = 0.0", "above 0 and at most 1");
+        check("[target]\ndecay = 0.5", "from 0.9 to 1");
+        check("[laws]\nmax = 0.5", "`laws.max` is 0.5 in the policy; it must be from 1 to 100");
+        check("[laws.micro]\nfaktor = 1.1", "did you mean `laws.micro.factor`?");
+        check("[laws.micro.tensors]\n\"*\" = { factr = 1.1 }", "factor");
+        check("[laws.micro.tensors]\n\"*\" = { factor = 0.0 }", "`laws.micro.tensors.\"*\".factor` is 0");
+        check("[laws.rule]\nlow = 1.5", "`laws.rule.high` is 1.1 in the policy; it must be from laws.rule.low");
+        check("[laws.rule]\nenabled = true\n[laws.pi]\nenabled = true", "disable one of them");
+        check("[laws.pi]\nkp = -1.0", "from 0 to 100");
     }
 
     #[test]

@@ -23,12 +23,48 @@ const SCHEMA: Table = Table {
     keys: &["format_version"],
     tables: &[
         ("entropy", leaf(&["estimator", "smoothing"])),
-        ("target", leaf(&["half_life", "first", "every"])),
+        ("target", leaf(&["kind", "value", "decay", "half_life", "first", "every"])),
         (
             "gate",
             Table {
-                keys: &["non_finite", "max_pause"],
-                tables: &[("norm", leaf(&["enabled", "multiple", "half_life", "warmup"]))],
+                keys: &["non_finite", "max_pause", "votes"],
+                tables: &[
+                    ("norm", leaf(&["enabled", "multiple", "half_life", "warmup"])),
+                    ("entropy", leaf(&["enabled", "low", "high", "warmup"])),
+                ],
+                open: false,
+            },
+        ),
+        (
+            "laws",
+            Table {
+                keys: &["timing", "warmup", "max"],
+                tables: &[
+                    (
+                        "micro",
+                        Table {
+                            keys: &["enabled", "below", "factor", "relax", "period", "min_elements", "min_rank"],
+                            tables: &[("tensors", OPEN)],
+                            open: false,
+                        },
+                    ),
+                    (
+                        "rule",
+                        leaf(&[
+                            "enabled",
+                            "low",
+                            "high",
+                            "lr_low",
+                            "lr_high",
+                            "momentum_low",
+                            "momentum_high",
+                            "momentum_max",
+                            "relax",
+                            "period",
+                        ]),
+                    ),
+                    ("pi", leaf(&["enabled", "kp", "ki", "period"])),
+                ],
                 open: false,
             },
         ),

@@ -3,8 +3,8 @@
 use ndarray::{Array1, Array2, Axis};
 
 use super::Statistics;
-use crate::layout::forgetting_rate;
-use crate::policy::Policy;
+use crate::layout::{forgetting_rate, micro_numbers};
+use crate::policy::{Policy, TargetKind, Timing, Votes};
 
 /// The controller's state; arrays have one element per tensor and a last one for the whole gradient.
 #[derive(Debug, Clone)]
@@ -15,8 +15,17 @@ pub struct Controller {
     window: Array2<f64>,
     mean: Forgetting,
     target: Array1<f64>,
+    target_factor: f64,
     norm: Forgetting,
-    paused_norms: f64,
+    /// Norms and global entropies of the steps refused since the last accepted one.
+    paused: Vec<(f64, f64)>,
+    /// Ranks of the tensors.
+    ranks: Vec<u32>,
+    /// Logarithms of the scales of the laws.
+    micro_log: Array1<f64>,
+    lr_log: f64,
+    momentum_log: f64,
+    integral: f64,
     /// Steps so far.
     pub steps: u64,
     /// Accepted steps so far.
@@ -25,13 +34,16 @@ pub struct Controller {
     pub non_finite: u64,
     /// Steps refused for their norm so far.
     pub refused_norm: u64,
+    /// Steps refused for too low an entropy so far.
+    pub refused_low: u64,
+    /// Steps refused for too high an entropy so far.
+    pub refused_high: u64,
     /// Re-armings so far.
     pub rearmed: u64,
     /// Calibrations so far.
     pub calibrations: u64,
     since_calibration: u64,
     non_finite_streak: u64,
-    norm_streak: u64,
 }
 
 /// What one step comes to; NaN stands for an absent value.
@@ -43,7 +55,11 @@ pub struct Step {
     pub accepted: bool,
     /// The norm gate refused.
     pub norm_exceeded: bool,
-    /// The norm gate was re-armed.
+    /// The entropy gate refused, for too low an entropy.
+    pub entropy_low: bool,
+    /// The entropy gate refused, for too high an entropy.
+    pub entropy_high: bool,
+    /// The gates were re-armed.
     pub rearmed: bool,
     /// Targets were calibrated.
     pub calibrated: bool,
@@ -61,6 +77,12 @@ pub struct Step {
     pub norm: f64,
     /// The norm's running mean.
     pub norm_mean: f64,
+    /// Scale of each tensor's update.
+    pub scales: Array1<f64>,
+    /// What the laws of all tensors make of the learning rate.
+    pub lr_scale: f64,
+    /// What they make of the momentum.
+    pub momentum_scale: f64,
 }
 
 /// Σ wᵢxᵢ / Σ wᵢ with weights that halve in a half-life, by definition: numerator and weight apart.
@@ -91,7 +113,7 @@ impl Forgetting {
 }
 
 impl Controller {
-    /// A controller before its first step, for tensors of these numbers of elements.
+    /// A controller before its first step, for tensors of these numbers of elements, all of two dimensions.
     #[must_use]
     pub fn new(elements: &[u64], policy: &Policy) -> Self {
         #[allow(clippy::cast_precision_loss, reason = "numbers of elements are far below 2^53")]
@@ -103,18 +125,34 @@ impl Controller {
             window: Array2::from_elem((policy.entropy.smoothing as usize, len), f64::NAN),
             mean: Forgetting::new(len),
             target: Array1::from_elem(len, f64::NAN),
+            target_factor: 1.0,
             norm: Forgetting::new(1),
-            paused_norms: 0.0,
+            paused: Vec::new(),
+            ranks: vec![2; elements.len()],
+            micro_log: Array1::zeros(elements.len()),
+            lr_log: 0.0,
+            momentum_log: 0.0,
+            integral: 0.0,
             steps: 0,
             accepted: 0,
             non_finite: 0,
             refused_norm: 0,
+            refused_low: 0,
+            refused_high: 0,
             rearmed: 0,
             calibrations: 0,
             since_calibration: 0,
             non_finite_streak: 0,
-            norm_streak: 0,
         }
+    }
+
+    /// The target now: fixed or from history, decayed; NaN where there is none.
+    fn target(&self, policy: &Policy) -> Array1<f64> {
+        let base = match policy.target.kind {
+            TargetKind::History => self.target.clone(),
+            TargetKind::Fixed => Array1::from_elem(self.target.len(), policy.target.value),
+        };
+        base * self.target_factor
     }
 
     /// Entropies of tensors and of the whole gradient; NaN where a gradient is zero, not finite, or of one element.
@@ -143,19 +181,33 @@ impl Controller {
 
         let norm_mean = self.norm.mean().sum();
         let armed = gate.norm.enabled && self.accepted >= u64::from(gate.norm.warmup) && !norm_mean.is_nan();
-        let norm_exceeded = finite && armed && norm > gate.norm.multiple * norm_mean;
-        let applied = !norm_exceeded && (finite || !gate.non_finite);
+        let by_norm = finite && armed && norm > gate.norm.multiple * norm_mean;
+        let whole = last(&entropy);
+        let before = last(&self.target(policy));
+        let armed = gate.entropy.enabled && self.accepted >= u64::from(gate.entropy.warmup) && before > 0.0;
+        let low = armed && whole / before < gate.entropy.low;
+        let high = armed && whole / before > gate.entropy.high;
+        let votes = [(gate.norm.enabled, by_norm), (gate.entropy.enabled, low || high)];
+        let any = votes.iter().any(|&(_, cast)| cast);
+        let paused = match gate.votes {
+            Votes::Any => any,
+            Votes::All => any && votes.iter().all(|&(enabled, cast)| cast || !enabled),
+        };
+        let applied = !paused && (finite || !gate.non_finite);
         let accepted = applied && finite;
+        let [norm_exceeded, entropy_low, entropy_high] = [by_norm, low, high].map(|vote| vote && paused);
 
         self.steps += 1;
         self.accepted += u64::from(accepted);
         self.non_finite += u64::from(!finite);
         self.refused_norm += u64::from(norm_exceeded);
+        self.refused_low += u64::from(entropy_low);
+        self.refused_high += u64::from(entropy_high);
         self.non_finite_streak = if finite { 0 } else { self.non_finite_streak + 1 };
         let stop = gate.non_finite && self.non_finite_streak >= u64::from(gate.max_pause);
 
         let calibrated = accepted && self.observe(&entropy, norm, policy);
-        let rearmed = norm_exceeded && self.pause(norm, u64::from(gate.max_pause));
+        let rearmed = paused && self.pause(norm, whole, policy);
 
         let smoothed = self.window.map_axis(Axis(0), |row| {
             let present: Vec<f64> = row.iter().copied().filter(|e| !e.is_nan()).collect();
@@ -163,22 +215,80 @@ impl Controller {
             let count = present.len() as f64;
             present.iter().sum::<f64>() / count
         });
-        let mut ratio = &smoothed / &self.target;
-        ratio.zip_mut_with(&self.target, |r, &t| *r = if t > 0.0 { *r } else { f64::NAN });
+        let target = self.target(policy);
+        let mut ratio = &smoothed / &target;
+        ratio.zip_mut_with(&target, |r, &t| *r = if t > 0.0 { *r } else { f64::NAN });
+        let (scales, lr_scale, momentum_scale) = self.laws(&ratio, accepted, policy);
         Step {
             applied,
             accepted,
             norm_exceeded,
+            entropy_low,
+            entropy_high,
             rearmed,
             calibrated,
             stop,
             entropy,
             smoothed,
-            target: self.target.clone(),
+            target,
             ratio,
             norm,
             norm_mean: self.norm.mean().sum(),
+            scales,
+            lr_scale,
+            momentum_scale,
         }
+    }
+
+    /// One step of the laws: scales of the tensors' updates (by the laws alone), of every learning rate, of the momentum.
+    fn laws(&mut self, ratio: &Array1<f64>, accepted: bool, policy: &Policy) -> (Array1<f64>, f64, f64) {
+        let laws = &policy.laws;
+        let log_max = laws.max.ln();
+        let before = (self.micro_log.clone(), self.lr_log, self.momentum_log);
+        let acts = |period: u32| {
+            accepted && self.accepted > u64::from(laws.warmup) && self.accepted.is_multiple_of(u64::from(period))
+        };
+        if laws.micro.enabled && acts(laws.micro.period) {
+            let tensors = self.micro_log.iter_mut().zip(ratio).zip(self.elements.iter().zip(&self.ranks));
+            for ((log, &r), (&n, &rank)) in tensors {
+                #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a number of elements")]
+                let (below, factor) = micro_numbers(&laws.micro, None, n as u64, rank);
+                if r < below {
+                    *log = (*log + factor).clamp(-log_max, log_max);
+                } else if !r.is_nan() {
+                    *log *= 1.0 - laws.micro.relax;
+                }
+            }
+        }
+        let whole = last(ratio);
+        let rule = &laws.rule;
+        if rule.enabled && acts(rule.period) && !whole.is_nan() {
+            let moved = |log: f64, low: f64, high: f64, limit: f64| {
+                if whole > rule.high {
+                    (log + high.ln()).clamp(-limit, limit)
+                } else if whole < rule.low {
+                    (log + low.ln()).clamp(-limit, limit)
+                } else {
+                    log * (1.0 - rule.relax)
+                }
+            };
+            self.lr_log = moved(self.lr_log, rule.lr_low, rule.lr_high, log_max);
+            self.momentum_log = moved(self.momentum_log, rule.momentum_low, rule.momentum_high, rule.momentum_max.ln());
+        }
+        if laws.pi.enabled && acts(laws.pi.period) && whole > 0.0 {
+            let error = whole.ln();
+            let wanted = laws.pi.kp * error + laws.pi.ki * (self.integral + error);
+            self.lr_log = wanted.clamp(-log_max, log_max);
+            if (wanted - self.lr_log) * error <= 0.0 {
+                self.integral += error;
+            }
+        }
+        let (micro, lr, momentum) = match laws.timing {
+            Timing::Sync => (self.micro_log.clone(), self.lr_log, self.momentum_log),
+            Timing::Delayed => before,
+        };
+        let scales = micro.mapv(|log| (log + lr).clamp(-log_max, log_max).exp());
+        (scales, lr.exp(), momentum.exp())
     }
 
     /// Takes in an accepted step; returns whether it calibrated the targets.
@@ -194,8 +304,8 @@ impl Controller {
         }
         self.mean.observe(entropy, forgetting_rate(policy.target.half_life));
         self.norm.observe(&Array1::from_elem(1, norm), forgetting_rate(policy.gate.norm.half_life));
-        self.paused_norms = 0.0;
-        self.norm_streak = 0;
+        self.paused.clear();
+        self.target_factor *= policy.target.decay;
         self.since_calibration += 1;
         let period = if self.calibrations == 0 { policy.target.first } else { policy.target.every };
         let due = self.since_calibration >= u64::from(period);
@@ -205,25 +315,47 @@ impl Controller {
             for (target, mean) in self.target.iter_mut().zip(self.mean.mean()) {
                 *target = if mean.is_nan() { *target } else { mean };
             }
+            if policy.target.kind == TargetKind::History {
+                self.target_factor = 1.0;
+            }
         }
         due
     }
 
-    /// Takes in a step refused for its norm; returns whether that re-armed the gate.
-    fn pause(&mut self, norm: f64, max_pause: u64) -> bool {
-        self.paused_norms += norm;
-        self.norm_streak += 1;
-        if self.norm_streak < max_pause {
+    /// Takes in a step that a gate refused; returns whether that re-armed the gates.
+    fn pause(&mut self, norm: f64, entropy: f64, policy: &Policy) -> bool {
+        self.paused.push((norm, entropy));
+        if self.paused.len() < policy.gate.max_pause as usize {
             return false;
         }
-        #[allow(clippy::cast_precision_loss, reason = "a pause is short")]
-        let seen = self.paused_norms / self.norm_streak as f64;
-        self.norm.numerator = &self.norm.weight * seen;
-        self.paused_norms = 0.0;
-        self.norm_streak = 0;
+        let paused = std::mem::take(&mut self.paused);
+        let norm = mean(paused.iter().map(|&(norm, _)| norm));
+        self.norm.numerator = &self.norm.weight * norm;
+        let entropy = mean(paused.iter().map(|&(_, entropy)| entropy).filter(|e| !e.is_nan()));
+        if policy.target.kind == TargetKind::History {
+            self.target_factor = 1.0;
+            let weight = last(&self.mean.weight);
+            let slots = [(self.mean.numerator.last_mut(), entropy * weight), (self.target.last_mut(), entropy)];
+            for (slot, value) in slots {
+                if let Some(slot) = slot.filter(|old| !old.is_nan() && !entropy.is_nan()) {
+                    *slot = value;
+                }
+            }
+        }
         self.rearmed += 1;
         true
     }
+}
+
+/// The element of the whole gradient.
+fn last(values: &Array1<f64>) -> f64 {
+    values.last().copied().unwrap_or(f64::NAN)
+}
+
+/// NaN for no values.
+fn mean(values: impl Iterator<Item = f64>) -> f64 {
+    let (sum, count) = values.fold((0.0, 0.0), |(sum, count), v| (sum + v, count + 1.0));
+    sum / count
 }
 
 /// Whether a sum is finite on the device, which computes in `f32`.
