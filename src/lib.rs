@@ -8,6 +8,7 @@
 pub mod bundle;
 pub mod data;
 pub mod engine;
+pub mod explain;
 pub mod files;
 pub mod model;
 pub mod plugin;

@@ -3,6 +3,7 @@
 //! A command returns what it wants to say on failure as one chain of causes, which `main` prints as one
 //! paragraph. Results go to standard output, progress and errors to standard error.
 
+mod explain;
 mod inject;
 mod inspect;
 mod plugin;
@@ -39,6 +40,8 @@ enum Command {
     Inject(inject::Arguments),
     /// Train a model bundle on text, under control.
     Train(train::Arguments),
+    /// Say in words what the controller saw and did in one step of a run.
+    Explain(explain::Arguments),
     /// Print a module as HLO text.
     Show(show::Arguments),
     /// List or fetch PJRT plugins.
@@ -65,6 +68,7 @@ impl Cli {
             Command::Inspect(arguments) => inspect::run(&arguments),
             Command::Inject(arguments) => inject::run(&arguments),
             Command::Train(arguments) => train::run(arguments),
+            Command::Explain(arguments) => explain::run(&arguments),
             Command::Show(arguments) => show::run(&arguments),
             Command::Plugin(arguments) => plugin::run(&arguments),
         }

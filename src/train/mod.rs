@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use passes::PolicyError;
 use passes::telemetry::{Telemetry, TelemetryError};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::bundle::BundleError;
@@ -26,7 +26,7 @@ use crate::engine::EngineError;
 use crate::files::WriteError;
 
 pub use batch::{BatchMaker, decode_scalar};
-pub use run_folder::{RunFolder, RunFolderError};
+pub use run_folder::{FORMAT_VERSION as RUN_FORMAT_VERSION, RunFolder, RunFolderError};
 pub use setup::{ControllerArray, Options, Setup, TelemetryReader, controller_arrays};
 pub use stepper::{Evaluator, Launched, Stepper};
 
@@ -34,7 +34,7 @@ pub use stepper::{Evaluator, Launched, Stepper};
 pub const IN_FLIGHT: usize = 3;
 
 /// What one step reports.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StepRecord {
     /// Number of the step, from 0.
     pub step: u64,
@@ -48,7 +48,7 @@ pub struct StepRecord {
 }
 
 /// What the controller reports of one step. What is absent or not finite is `null`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ControlRecord {
     /// Entropy of the whole gradient, in \[0, 1\].
     pub entropy: Option<f32>,
@@ -57,6 +57,7 @@ pub struct ControlRecord {
     /// Its target, once there is one.
     pub target: Option<f32>,
     /// Norm of the whole gradient, before clipping.
+    #[serde(deserialize_with = "not_finite_is_null")]
     pub norm: f32,
     /// The norm above which the step would have been refused, where the norm gate was armed.
     pub norm_threshold: Option<f32>,
@@ -83,21 +84,32 @@ pub struct ControlRecord {
     /// Ratio of smoothed entropy to target, once there is one.
     pub ratio: Option<f32>,
     /// What the laws of all tensors make of the learning rate, where there is a law.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lr_scale: Option<f32>,
     /// What they make of the momentum.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub momentum_scale: Option<f32>,
     /// Entropy of each tensor's gradient; the names are in `run.json`.
     pub tensor_entropy: Vec<Option<f32>>,
     /// Norm of each tensor's gradient.
+    #[serde(deserialize_with = "not_finite_are_null")]
     pub tensor_norm: Vec<f32>,
     /// Scale of each tensor's update.
     pub tensor_scale: Vec<f32>,
 }
 
+/// JSON has no NaN: a number that is not finite is written as `null`.
+fn not_finite_is_null<'de, D: serde::Deserializer<'de>>(from: D) -> Result<f32, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or(f32::NAN))
+}
+
+fn not_finite_are_null<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<f32>, D::Error> {
+    let values: Vec<Option<f32>> = Vec::deserialize(from)?;
+    Ok(values.into_iter().map(|v| v.unwrap_or(f32::NAN)).collect())
+}
+
 /// Why an update was refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum GateReason {
     /// Some gradient held NaN or infinity.

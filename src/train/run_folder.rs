@@ -21,7 +21,7 @@ use super::{StepRecord, Summary};
 use crate::files::{self, WriteError};
 
 /// The version of `run.json`, `metrics.jsonl` and `summary.json`.
-pub(super) const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 1;
 
 /// Lines of `metrics.jsonl` reach the disk at least this often.
 const FLUSH_EVERY: Duration = Duration::from_secs(1);

@@ -203,6 +203,41 @@ fn policy_numbers_of_an_injected_bundle_can_be_changed_without_injecting_again()
 }
 
 #[test]
+fn explain_says_which_threshold_a_step_crossed() {
+    let at = workplace();
+    let policy = "[target]\nfirst = 2\n[gate.norm]\nwarmup = 2\nmultiple = 1.0001\n[gate]\nmax_pause = 3\n\
+                  [laws]\nwarmup = 2\n[laws.pi]\nenabled = true\nperiod = 1\n";
+    fs::write(at.path().join("p.toml"), policy).unwrap();
+    succeed(at.path(), "train mlp --data text --steps 30 --policy p.toml --out run");
+    let metrics = metrics(&at.path().join("run"));
+    let step = |what: &dyn Fn(&Value) -> bool| metrics.iter().position(what).unwrap();
+    let refused = step(&|m| m["gate"] == "norm" && m["rearmed"] == false);
+    let told = succeed(at.path(), &format!("explain run --step {refused}"));
+    let norm = metrics[refused]["norm"].as_f64().unwrap();
+    for part in
+        ["was refused", &format!("{norm:.4}, above the limit"), "1.0001 times its running mean", "kept their bits"]
+    {
+        assert!(told.contains(part), "no {part:?} in:\n{told}");
+    }
+    let rearmed = step(&|m| m["rearmed"] == true);
+    assert!(succeed(at.path(), &format!("explain run --step {rearmed}")).contains("re-armed: their thresholds"));
+    let applied = step(&|m| m["gate"].is_null() && m["ratio"].is_number() && m["step"].as_u64() > Some(3));
+    let told = succeed(at.path(), &format!("explain run --step {applied}"));
+    for part in ["was applied", "target (from history) 0.", "scale the learning rate by", "Largest norms: "] {
+        assert!(told.contains(part), "no {part:?} in:\n{told}");
+    }
+}
+
+#[test]
+fn explain_names_tensors_that_are_not_finite() {
+    let at = workplace();
+    tiny::write(&at.path().join("tiny"), f64::INFINITY);
+    succeed(at.path(), "train tiny --data text --steps 3 --out run");
+    let told = succeed(at.path(), "explain run --step 1");
+    assert!(told.contains("held NaN or infinity") && told.contains("Not finite: "), "{told}");
+}
+
+#[test]
 fn the_controller_can_end_a_run() {
     let at = workplace();
     tiny::write(&at.path().join("tiny"), f64::INFINITY);

@@ -309,3 +309,21 @@ fn wrong_command_lines_exit_with_2() {
         assert!(!ran.err.is_empty());
     }
 }
+
+#[test]
+fn runs_that_cannot_be_explained() {
+    let at = workplace();
+    refused(at.path(), "explain none --step 0", &["none/run.json", "a run's folder holds"]);
+    let trained = run(at.path(), &["train", "mlp", "--data", "text", "--steps", "2", "--no-control", "--out", "plain"]);
+    assert_eq!(trained.code, Some(0), "{}", trained.err);
+    refused(at.path(), "explain plain --step 0", &["plain", "--no-control"]);
+    let trained = run(at.path(), &["train", "mlp", "--data", "text", "--steps", "2", "--out", "run"]);
+    assert_eq!(trained.code, Some(0), "{}", trained.err);
+    refused(at.path(), "explain run --step 2", &["run has no step 2", "last one is 1"]);
+    let metrics = at.path().join("run/metrics.jsonl");
+    let text = fs::read_to_string(&metrics).unwrap();
+    fs::write(&metrics, text.replace("\"norm\":", "\"size\":")).unwrap();
+    refused(at.path(), "explain run --step 0", &["metrics.jsonl", "no complete record", "another version"]);
+    fs::write(&metrics, &text[..text.len() / 4]).unwrap();
+    refused(at.path(), "explain run --step 1", &["metrics.jsonl, line 1"]);
+}
