@@ -337,6 +337,13 @@ impl Policy {
         Ok(policy)
     }
 
+    /// Every key that a policy can have, with its tables, as in `gate.norm.multiple`; a table whose keys are patterns
+    /// is listed as `scale.tensors."PATTERN"`.
+    #[must_use]
+    pub fn keys() -> Vec<String> {
+        parse::keys()
+    }
+
     /// Whether updates are scaled at all: by a law, a factor other than 1, or any pattern. Structure.
     #[must_use]
     pub fn scales(&self) -> bool {

@@ -74,6 +74,22 @@ const SCHEMA: Table = Table {
     open: false,
 };
 
+/// Every key that a policy can have, with its tables; a table of patterns ends in `."PATTERN"`.
+pub(super) fn keys() -> Vec<String> {
+    fn collect(table: &Table, path: &str, keys: &mut Vec<String>) {
+        keys.extend(table.keys.iter().map(|key| format!("{path}{key}")));
+        if table.open {
+            keys.push(format!("{path}\"PATTERN\""));
+        }
+        for (name, inner) in table.tables {
+            collect(inner, &format!("{path}{name}."), keys);
+        }
+    }
+    let mut keys = Vec::new();
+    collect(&SCHEMA, "", &mut keys);
+    keys
+}
+
 pub(super) fn parse(text: &str) -> Result<Policy, PolicyError> {
     let toml_error = |error: toml::de::Error| PolicyError::Toml(error.to_string().trim_end().to_owned());
     let table = DeTable::parse(text).map_err(toml_error)?;
