@@ -16,7 +16,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{Policy, PolicyError};
+use crate::policy::{EntropyPolicy, Policy, PolicyError};
 
 /// The version of the layout format that this crate reads and writes.
 pub const LAYOUT_FORMAT_VERSION: u32 = 1;
@@ -29,8 +29,8 @@ pub(crate) const NONE: f32 = -1.0;
 pub struct ControllerLayout {
     /// [`LAYOUT_FORMAT_VERSION`].
     pub format_version: u32,
-    /// Length of the smoothing window. Structure.
-    pub smoothing: u32,
+    /// The policy's `[entropy]` at injection; what of it shapes the graph cannot be changed.
+    pub entropy: EntropyPolicy,
     /// Whether held states are guarded by the controller's decision. Structure.
     pub gated: bool,
     /// Whether updates pass through a scale. Structure.
@@ -152,6 +152,7 @@ type PolicyGetter = fn(&Policy) -> f64;
 
 /// Numbers of the policy that the controller reads, in order; per-tensor scales follow them.
 const POLICY_FIELDS: &[(&str, PolicyGetter)] = &[
+    (TEMPERATURE, |p| p.entropy.temperature),
     ("gate.non_finite", |p| f64::from(u8::from(p.gate.non_finite))),
     ("gate.max_pause", |p| f64::from(p.gate.max_pause)),
     ("gate.norm.enabled", |p| f64::from(u8::from(p.gate.norm.enabled))),
@@ -163,6 +164,9 @@ const POLICY_FIELDS: &[(&str, PolicyGetter)] = &[
     ("target.every", |p| f64::from(p.target.every)),
     ("scale.global", |p| p.scale.global),
 ];
+
+/// The name of the policy field that holds T of `softmax`, in its unit.
+pub(crate) const TEMPERATURE: &str = "entropy.temperature";
 
 /// The name of the policy field that holds the per-tensor scales.
 pub(crate) const TENSOR_SCALES: &str = "scale.tensors";
@@ -254,7 +258,7 @@ impl ControllerLayout {
 
         let layout = Self {
             format_version: LAYOUT_FORMAT_VERSION,
-            smoothing: policy.entropy.smoothing,
+            entropy: policy.entropy.clone(),
             gated: policy.gates(),
             scaled: policy.scales(),
             tensors,
@@ -280,7 +284,9 @@ impl ControllerLayout {
             let (injected, wanted) = (injected.to_string(), wanted.to_string());
             if injected == wanted { Ok(()) } else { Err(PolicyError::Structure { key, injected, wanted }) }
         };
-        structure("entropy.smoothing", &self.smoothing, &policy.entropy.smoothing)?;
+        for ((key, injected), (_, wanted)) in self.entropy.structure().iter().zip(policy.entropy.structure()) {
+            structure(key, injected, &wanted)?;
+        }
         if !self.gated && policy.gates() {
             structure("gate", &"nothing gated", &"a gate")?;
         }

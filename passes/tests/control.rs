@@ -45,7 +45,8 @@ impl Pair {
     }
 
     fn emitted(&mut self, fed: &Fed) -> Telemetry {
-        let (energy, nats): (Vec<f32>, Vec<f32>) = fed.iter().copied().unzip();
+        let (energy, mut nats): (Vec<f32>, Vec<f32>) = fed.iter().copied().unzip();
+        nats.push(whole(fed).nats as f32);
         let outputs = self.program.run(&[
             Array::vector(&energy),
             Array::vector(&nats),
@@ -63,8 +64,8 @@ impl Pair {
 
     /// One step of both, compared.
     fn step(&mut self, fed: &Fed) -> (Telemetry, Step) {
-        let statistics: Vec<_> =
-            fed.iter().map(|&(s, h)| Statistics { energy: f64::from(s), nats: f64::from(h) }).collect();
+        let of = |&(s, h): &(f32, f32)| Statistics { energy: f64::from(s), nats: f64::from(h) };
+        let statistics: Vec<_> = fed.iter().map(of).chain([whole(fed)]).collect();
         let expected = self.reference.step(&statistics, &self.policy);
         let found = self.emitted(fed);
         self.compare(&found, &expected);
@@ -106,6 +107,16 @@ impl Pair {
             assert!(relative <= 1e-5, "step {at}: norm mean {} for {}", found.norm_mean, expected.norm_mean);
         }
     }
+}
+
+/// The whole gradient by the chain rule.
+fn whole(fed: &Fed) -> Statistics {
+    let energy: f64 = fed.iter().map(|&(s, _)| f64::from(s)).sum();
+    let parts = fed.iter().filter(|(s, _)| *s > 0.0).map(|&(s, h)| {
+        let w = f64::from(s) / energy;
+        w * (f64::from(h) - w.ln())
+    });
+    Statistics { energy, nats: parts.sum() }
 }
 
 const ELEMENTS: [u64; 4] = [64, 1, 1000, 40_000_000];

@@ -6,6 +6,7 @@
 //! other program. [`Policy::parse`] reads TOML; unknown keys are refused with the
 //! nearest known one, values outside their range with key, value and range.
 
+mod entropy;
 mod parse;
 mod pattern;
 
@@ -16,6 +17,7 @@ use thiserror::Error;
 
 use crate::step::StateClass;
 
+pub use entropy::{EntropyPolicy, Estimator, TemperatureUnit};
 pub use pattern::Pattern;
 
 /// The version of the policy format that this crate reads and writes.
@@ -40,24 +42,6 @@ pub struct Policy {
     pub scale: ScalePolicy,
     /// Classes of states by tree-path pattern; they override what discovery says.
     pub states: BTreeMap<String, AssignedClass>,
-}
-
-/// How gradients become entropies.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct EntropyPolicy {
-    /// What the shares are made of. Structure.
-    pub estimator: Estimator,
-    /// The number of accepted steps in the moving average. Structure.
-    pub smoothing: u32,
-}
-
-/// What the shares of a gradient are made of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Estimator {
-    /// `p = g² / Σg²`.
-    Energy,
 }
 
 /// What the entropy is compared with: an exponentially forgetting mean, held between calibrations.
@@ -138,12 +122,6 @@ impl Default for Policy {
             scale: ScalePolicy::default(),
             states: BTreeMap::new(),
         }
-    }
-}
-
-impl Default for EntropyPolicy {
-    fn default() -> Self {
-        Self { estimator: Estimator::Energy, smoothing: 3 }
     }
 }
 
@@ -299,7 +277,7 @@ impl Policy {
         const SCALE: &str = "from 0 to 1000";
         let period = |key, value: f64| number(key, value, (1.0..=1e6).contains(&value), PERIOD);
         let scale = |key: &str, value: f64| number(key, value, (0.0..=1e3).contains(&value), SCALE);
-        count("entropy.smoothing", self.entropy.smoothing, 1, 64, "from 1 to 64")?;
+        self.entropy.validate()?;
         period("target.half_life", self.target.half_life)?;
         count("target.first", self.target.first, 1, 1_000_000, PERIOD)?;
         count("target.every", self.target.every, 1, 1_000_000, PERIOD)?;

@@ -9,8 +9,8 @@ use crate::policy::Policy;
 /// The controller's state; arrays have one element per tensor and a last one for the whole gradient.
 #[derive(Debug, Clone)]
 pub struct Controller {
-    /// Number of elements of each tensor and of all.
-    elements: Array1<f64>,
+    /// The largest entropy of each tensor and of all, in nats; 0 where there is none.
+    most_nats: Array1<f64>,
     /// Entropies of the last accepted steps, newest first; NaN where there is none.
     window: Array2<f64>,
     mean: Forgetting,
@@ -94,12 +94,11 @@ impl Controller {
     /// A controller before its first step, for tensors of these numbers of elements.
     #[must_use]
     pub fn new(elements: &[u64], policy: &Policy) -> Self {
-        #[allow(clippy::cast_precision_loss, reason = "numbers of elements are far below 2^53")]
-        let mut counts: Vec<f64> = elements.iter().map(|&n| n as f64).collect();
-        counts.push(counts.iter().sum());
-        let len = counts.len();
+        let all = elements.iter().sum();
+        let most_nats: Array1<f64> = elements.iter().chain([&all]).map(|&n| policy.entropy.most_nats(n)).collect();
+        let len = most_nats.len();
         Self {
-            elements: Array1::from(counts),
+            most_nats,
             window: Array2::from_elem((policy.entropy.smoothing as usize, len), f64::NAN),
             mean: Forgetting::new(len),
             target: Array1::from_elem(len, f64::NAN),
@@ -117,26 +116,21 @@ impl Controller {
         }
     }
 
-    /// Entropies of tensors and of the whole gradient; NaN where a gradient is zero, not finite, or of one element.
+    /// Entropies of tensors and of the whole gradient, from statistics of each and of the whole; NaN where a gradient
+    /// is zero, not finite, or of one element.
     #[must_use]
     pub fn entropies(&self, statistics: &[Statistics]) -> Array1<f64> {
-        let total: f64 = statistics.iter().map(|s| s.energy).sum();
-        let whole = statistics.iter().filter(|s| s.energy > 0.0).map(|s| {
-            let w = s.energy / total;
-            w * (s.nats - w.ln())
-        });
-        let whole = Statistics { energy: total, nats: whole.sum() };
-        let entropy = |(s, n): (&Statistics, &f64)| {
-            let active = representable(s.energy) && s.energy >= f64::from(f32::MIN_POSITIVE) && *n > 1.0;
-            if active { (s.nats / n.ln()).clamp(0.0, 1.0) } else { f64::NAN }
+        let entropy = |(s, &most): (&Statistics, &f64)| {
+            let active = representable(s.energy) && s.energy >= f64::from(f32::MIN_POSITIVE) && most > 0.0;
+            if active { (s.nats / most).clamp(0.0, 1.0) } else { f64::NAN }
         };
-        statistics.iter().chain([&whole]).zip(&self.elements).map(entropy).collect()
+        statistics.iter().zip(&self.most_nats).map(entropy).collect()
     }
 
-    /// One step of control.
+    /// One step of control, with statistics of each tensor and last those of the whole gradient.
     pub fn step(&mut self, statistics: &[Statistics], policy: &Policy) -> Step {
         let gate = &policy.gate;
-        let total: f64 = statistics.iter().map(|s| s.energy).sum();
+        let total = statistics.last().map_or(0.0, |whole| whole.energy);
         let finite = representable(total);
         let entropy = self.entropies(statistics);
         let norm = total.sqrt();
