@@ -1,11 +1,11 @@
 //! `append-state`: the controller's outputs, behind all outputs of the step.
 //!
-//! New state and new counters reuse the buffers of their inputs, which `control`
+//! New state and new counters reuse the buffers of their inputs, which the passes that read them
 //! appended behind all inputs of the step; so every index of the step's own inputs and outputs stays.
 
-use hlo::{AliasKind, InstructionId, Module};
+use hlo::{AliasKind, InstructionId, Module, PrimitiveType, Shape};
 
-use crate::layout::{ArrayKind, ControllerOutput};
+use crate::layout::{ArrayKind, ControllerInput, ControllerLayout, ControllerOutput, length};
 use crate::pass::{Changed, Context, Pass, PassError};
 
 /// The pass, see the module's documentation.
@@ -39,6 +39,25 @@ impl Pass for AppendState {
         }
         Ok(Changed::Yes)
     }
+}
+
+/// Appends the input that carries an array of the controller, behind all inputs there are; notes it in the layout.
+pub(crate) fn append_input(
+    module: &mut Module,
+    layout: &mut ControllerLayout,
+    kind: ArrayKind,
+) -> Result<InstructionId, PassError> {
+    let (name, element_type, fields) = match kind {
+        ArrayKind::Policy => ("entropic.policy", PrimitiveType::F32, &layout.policy),
+        ArrayKind::State => ("entropic.state", PrimitiveType::F32, &layout.state),
+        ArrayKind::Counters => ("entropic.counters", PrimitiveType::S32, &layout.counters),
+        ArrayKind::Telemetry => return Err(PassError::Stale { what: "telemetry as an input".to_owned() }),
+    };
+    let dims = vec![length(fields) as i64];
+    let (id, parameter) = module.append_parameter(name, Shape::array(element_type, &dims))?;
+    let name = module.entry_computation().get(id).map_or(name, |i| i.name.as_str()).to_owned();
+    layout.inputs.push(ControllerInput { name, kind, parameter, element_type: element_type.to_string(), dims });
+    Ok(id)
 }
 
 fn append(module: &mut Module, kind: ArrayKind, value: InstructionId) -> Result<ControllerOutput, PassError> {

@@ -64,8 +64,8 @@ pub fn control_pipeline(policy: &Policy, options: InjectOptions) -> Pipeline {
 }
 
 fn add_control(pipeline: Pipeline, policy: &Policy, options: InjectOptions) -> Pipeline {
-    let measured =
-        pipeline.with(MeasureEntropy { reduction: options.reduction }).with(Control { policy: policy.clone() });
+    let measure = MeasureEntropy { policy: policy.clone(), reduction: options.reduction };
+    let measured = pipeline.with(measure).with(Control);
     // A select beside an update moves fusions, and with them the last bit of a rounding: what is not asked for is not
     // in the graph.
     let scaled = if policy.scales() { measured.with(ScaleUpdates) } else { measured };

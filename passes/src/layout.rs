@@ -16,7 +16,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{MicroPolicy, MicroTensor, Policy, PolicyError, TargetKind, Timing, Votes};
+use crate::policy::{EntropyPolicy, MicroPolicy, MicroTensor, Policy, PolicyError, TargetKind, Timing, Votes};
 
 /// The version of the layout format that this crate reads and writes.
 pub const LAYOUT_FORMAT_VERSION: u32 = 1;
@@ -29,8 +29,8 @@ pub(crate) const NONE: f32 = -1.0;
 pub struct ControllerLayout {
     /// [`LAYOUT_FORMAT_VERSION`].
     pub format_version: u32,
-    /// Length of the smoothing window. Structure.
-    pub smoothing: u32,
+    /// The policy's `[entropy]` at injection; what of it shapes the graph cannot be changed.
+    pub entropy: EntropyPolicy,
     /// Whether held states are guarded by the controller's decision. Structure.
     pub gated: bool,
     /// Whether updates pass through a scale. Structure.
@@ -182,6 +182,7 @@ type PolicyGetter = fn(&Policy) -> f64;
 
 /// Numbers of the policy that every controller reads, in order.
 const POLICY_FIELDS: &[(&str, PolicyGetter)] = &[
+    (TEMPERATURE, |p| p.entropy.temperature),
     ("gate.non_finite", |p| flag(p.gate.non_finite)),
     ("gate.max_pause", |p| f64::from(p.gate.max_pause)),
     ("gate.all", |p| flag(p.gate.votes == Votes::All)),
@@ -241,6 +242,9 @@ pub(crate) fn micro_numbers(micro: &MicroPolicy, said: Option<MicroTensor>, elem
     let factor = if acts { said.factor.unwrap_or(micro.factor) } else { 1.0 };
     (said.below.unwrap_or(micro.below), factor.ln())
 }
+
+/// The name of the policy field that holds T of `softmax`, in its unit.
+pub(crate) const TEMPERATURE: &str = "entropy.temperature";
 
 /// The name of the policy field that holds the per-tensor scales.
 pub(crate) const TENSOR_SCALES: &str = "scale.tensors";
@@ -393,7 +397,7 @@ impl ControllerLayout {
 
         Ok(Self {
             format_version: LAYOUT_FORMAT_VERSION,
-            smoothing: policy.entropy.smoothing,
+            entropy: policy.entropy.clone(),
             gated: policy.gates(),
             scaled: policy.scales(),
             laws,
@@ -418,7 +422,9 @@ impl ControllerLayout {
             let (injected, wanted) = (injected.to_string(), wanted.to_string());
             if injected == wanted { Ok(()) } else { Err(PolicyError::Structure { key, injected, wanted }) }
         };
-        structure("entropy.smoothing", &self.smoothing, &policy.entropy.smoothing)?;
+        for ((key, injected), (_, wanted)) in self.entropy.structure().iter().zip(policy.entropy.structure()) {
+            structure(key, injected, &wanted)?;
+        }
         if !self.gated && policy.gates() {
             structure("gate", &"nothing gated", &"a gate")?;
         }

@@ -71,9 +71,9 @@ impl Context {
     ///
     /// # Errors
     ///
-    /// Where `control` has not run.
+    /// Where `measure-entropy` has not run.
     pub fn layout(&self) -> Result<&ControllerLayout, PassError> {
-        self.layout.as_ref().ok_or(PassError::Needs { pass: "control" })
+        self.layout.as_ref().ok_or(PassError::Needs { pass: "measure-entropy" })
     }
 
     pub(crate) fn statistics(&self) -> Result<&Statistics, PassError> {
@@ -140,6 +140,19 @@ pub enum PassError {
         tensor: String,
         /// The gradient's shape.
         shape: String,
+    },
+    /// A gradient too large for the counters of the `histogram` estimator.
+    #[error(
+        "the gradient of {tensor} has {elements} elements, and `entropy.estimator = \"histogram\"` counts to {most}; \
+         choose another estimator"
+    )]
+    Uncountable {
+        /// Tree path.
+        tensor: String,
+        /// Its number of elements.
+        elements: u64,
+        /// The largest number that can be counted.
+        most: u64,
     },
     /// Something the step names is not in the module.
     #[error("the train step names {what}, which the module does not have; it was found in another module")]

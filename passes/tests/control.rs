@@ -14,7 +14,7 @@ use passes::{ControllerLayout, Policy, Telemetry};
 
 /// Emitted control and reference, side by side.
 struct Pair {
-    program: Compiled,
+    program: &'static Compiled,
     layout: ControllerLayout,
     policy: Policy,
     state: Vec<f32>,
@@ -37,7 +37,7 @@ impl Pair {
         };
         let (module, layout) = standalone(elements.iter().enumerate().map(tensor).collect(), policy).unwrap();
         Self {
-            program: Compiled::new(&module),
+            program: Compiled::shared(&module),
             state: layout.initial_state(),
             counters: layout.initial_counters(),
             reference: Controller::new(elements, policy),
@@ -47,7 +47,8 @@ impl Pair {
     }
 
     fn emitted(&mut self, fed: &Fed) -> Telemetry {
-        let (energy, nats): (Vec<f32>, Vec<f32>) = fed.iter().copied().unzip();
+        let (energy, mut nats): (Vec<f32>, Vec<f32>) = fed.iter().copied().unzip();
+        nats.push(whole(fed).nats as f32);
         let outputs = self.program.run(&[
             Array::vector(&energy),
             Array::vector(&nats),
@@ -65,8 +66,8 @@ impl Pair {
 
     /// One step of both, compared.
     fn step(&mut self, fed: &Fed) -> (Telemetry, Step) {
-        let statistics: Vec<_> =
-            fed.iter().map(|&(s, h)| Statistics { energy: f64::from(s), nats: f64::from(h) }).collect();
+        let of = |&(s, h): &(f32, f32)| Statistics { energy: f64::from(s), nats: f64::from(h) };
+        let statistics: Vec<_> = fed.iter().map(of).chain([whole(fed)]).collect();
         let expected = self.reference.step(&statistics, &self.policy);
         let found = self.emitted(fed);
         self.compare(&found, &expected);
@@ -122,6 +123,16 @@ impl Pair {
             assert!(relative <= 1e-5, "step {at}: norm mean {} for {}", found.norm_mean, expected.norm_mean);
         }
     }
+}
+
+/// The whole gradient by the chain rule.
+fn whole(fed: &Fed) -> Statistics {
+    let energy: f64 = fed.iter().map(|&(s, _)| f64::from(s)).sum();
+    let parts = fed.iter().filter(|(s, _)| *s > 0.0).map(|&(s, h)| {
+        let w = f64::from(s) / energy;
+        w * (f64::from(h) - w.ln())
+    });
+    Statistics { energy, nats: parts.sum() }
 }
 
 const ELEMENTS: [u64; 4] = [64, 1, 1000, 40_000_000];
@@ -388,7 +399,7 @@ fn small_tensors_have_no_law_unless_a_pattern_says_so() {
         let (module, layout) = standalone(tensors, &policy).unwrap();
         let reference = Controller::new(&[64, 1000, 1000], &policy);
         let (state, counters) = (layout.initial_state(), layout.initial_counters());
-        let mut pair = Pair { program: Compiled::new(&module), layout, policy, state, counters, reference };
+        let mut pair = Pair { program: Compiled::shared(&module), layout, policy, state, counters, reference };
         for _ in 0..3 {
             pair.emitted(&high);
         }

@@ -44,29 +44,18 @@ struct Measured {
 
 fn measure(e: &mut Emitter<'_>, layout: &ControllerLayout, inputs: &Inputs) -> Made<Measured> {
     e.part("entropy");
-    let smallest = e.f32(f32::MIN_POSITIVE)?;
     let total = e.total(inputs.energy)?;
     let norm = e.b.named("entropic.norm").sqrt(total)?;
     let finite = e.b.named("entropic.finite").is_finite(total)?;
-
-    // Divided by at least the smallest normal number, w is 0 and not NaN for a zero gradient.
-    let divisor = e.binary(Opcode::Maximum, total, smallest)?;
-    let w = e.div(inputs.energy, divisor)?;
-    let floor = e.binary(Opcode::Maximum, w, smallest)?;
-    let log = e.b.log(floor)?;
-    let inner = e.sub(inputs.nats, log)?;
-    let inner = e.mul(w, inner)?;
-    let total_nats = e.total(inner)?;
-
     let energy = e.append(inputs.energy, total)?;
-    let nats = e.append(inputs.nats, total_nats)?;
+
     let counts: Vec<u64> = layout.tensors.iter().map(|t| t.elements).collect();
     let all = counts.iter().fold(0_u64, |sum, &n| sum.saturating_add(n));
-    #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "f32 is the device's precision")]
-    let per_log: Vec<f32> =
-        counts.iter().chain([&all]).map(|&n| if n > 1 { (1.0 / (n as f64).ln()) as f32 } else { 0.0 }).collect();
-    let per_log = e.b.constant_f32_vector(&per_log)?;
-    let value = e.mul(nats, per_log)?;
+    let most = counts.iter().chain([&all]).map(|&n| layout.entropy.most_nats(n));
+    #[allow(clippy::cast_possible_truncation, reason = "f32 is the device's precision")]
+    let per_most: Vec<f32> = most.map(|most| if most > 0.0 { (1.0 / most) as f32 } else { 0.0 }).collect();
+    let per_most = e.b.constant_f32_vector(&per_most)?;
+    let value = e.mul(inputs.nats, per_most)?;
     let zero = e.f32(0.0)?;
     let one = e.f32(1.0)?;
     let value = e.binary(Opcode::Maximum, value, zero)?;
@@ -74,9 +63,11 @@ fn measure(e: &mut Emitter<'_>, layout: &ControllerLayout, inputs: &Inputs) -> M
 
     let normal = e.is(energy, Is::Ge, f32::MIN_POSITIVE)?;
     let bounded = e.is(energy, Is::Le, f32::MAX)?;
-    let several = e.is(per_log, Is::Gt, 0.0)?;
+    let several = e.is(per_most, Is::Gt, 0.0)?;
+    let number = e.b.is_finite(inputs.nats)?;
     let active = e.and(normal, bounded)?;
     let active = e.and(active, several)?;
+    let active = e.and(active, number)?;
     let none = e.f32(NONE)?;
     let entropy = e.select(active, value, none)?;
     Ok(Measured { energy, entropy, active, norm, finite })
@@ -326,7 +317,7 @@ fn follow_entropy(
     let mut newer = m.entropy;
     let mut sum = None;
     let mut count = None;
-    for row in 0..layout.smoothing {
+    for row in 0..layout.entropy.smoothing {
         let name = format!("window.{row}");
         let old = e.vector(Array::State, &name)?;
         let row = e.select(moves, newer, old)?;

@@ -1,12 +1,11 @@
 //! `control`: from statistics to a decision and the controller's next state.
 //!
 //! Everything is computed on vectors with one element per tensor and a last one
-//! for the whole gradient. With S and h of each tensor (see
+//! for the whole gradient. With S of each tensor, and h of each and of the whole (see
 //! [`measure_entropy`](crate::measure_entropy)):
 //!
-//! * the **whole gradient** by the chain rule, with w = S/ΣS: h = Σ w·h − Σ w ln w;
-//! * **entropy** E = h / ln n, in \[0, 1\]. A tensor is *active* where S is a normal
-//!   number and n > 1; an inactive one moves nothing below;
+//! * **entropy** E = h / ln n, or h / ln bins for `histogram`, in \[0, 1\]. A tensor is *active*
+//!   where S is a normal number, h is finite and n > 1; an inactive one moves nothing below;
 //! * **decision**: a step is refused when ΣS is not finite, or when the norm √ΣS
 //!   exceeds a multiple of its running mean, each if the policy says so. It is *accepted*
 //!   when it is finite and not refused for its norm: only accepted steps enter what follows;
@@ -29,16 +28,14 @@ mod law;
 use hlo::build::Builder;
 use hlo::{InstructionId, Module, PrimitiveType, Shape};
 
-use crate::layout::{ArrayKind, ControlledTensor, ControllerInput, ControllerLayout, Field, length};
+use crate::append_state::append_input;
+use crate::layout::{ArrayKind, ControlledTensor, ControllerLayout, length};
 use crate::pass::{Changed, Context, Pass, PassError};
 use crate::policy::Policy;
 
-/// The pass, see the module's documentation.
-#[derive(Debug, Clone)]
-pub struct Control {
-    /// The policy; its numbers can be changed later, its structure cannot.
-    pub policy: Policy,
-}
+/// The pass, see the module's documentation; the layout that `measure-entropy` made holds what it needs of the policy.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Control;
 
 /// What control computes, for the passes that act on it.
 #[derive(Debug, Clone, Copy)]
@@ -61,22 +58,15 @@ impl Pass for Control {
     }
 
     fn run(&self, module: &mut Module, context: &mut Context) -> Result<Changed, PassError> {
-        let statistics = context.statistics()?.clone();
-        let mut layout = ControllerLayout::new(statistics.tensors, &self.policy)?;
-        let mut input = |kind, name: &str, element_type, fields: &[Field]| -> Result<InstructionId, PassError> {
-            let dims = vec![length(fields) as i64];
-            let (id, parameter) = module.append_parameter(name, Shape::array(element_type, &dims))?;
-            let name = module.entry_computation().get(id).map_or(name, |i| i.name.as_str()).to_owned();
-            layout.inputs.push(ControllerInput { name, kind, parameter, element_type: element_type.to_string(), dims });
-            Ok(id)
-        };
-        let (f32_type, s32_type) = (PrimitiveType::F32, PrimitiveType::S32);
+        let statistics = context.statistics()?;
+        let (policy, measured) = (statistics.policy, statistics.measured);
+        let mut layout = context.layout()?.clone();
         let inputs = Inputs {
-            energy: statistics.energy,
-            nats: statistics.nats,
-            policy: input(ArrayKind::Policy, "entropic.policy", f32_type, &layout.policy)?,
-            state: input(ArrayKind::State, "entropic.state", f32_type, &layout.state)?,
-            counters: input(ArrayKind::Counters, "entropic.counters", s32_type, &layout.counters)?,
+            energy: measured.energy,
+            nats: measured.nats,
+            policy,
+            state: append_input(module, &mut layout, ArrayKind::State)?,
+            counters: append_input(module, &mut layout, ArrayKind::Counters)?,
         };
         context.control = Some(law::emit(module, &layout, &inputs)?);
         context.layout = Some(layout);
@@ -84,7 +74,7 @@ impl Pass for Control {
     }
 }
 
-/// A module that is control and nothing else: from (energy f32\[n\], nats f32\[n\], policy, state, counters) to
+/// A module that is control and nothing else: from (energy f32\[n\], nats f32\[n + 1\], policy, state, counters) to
 /// (state, counters, telemetry, scales f32\[n\], applied pred\[\]).
 ///
 /// For trying policies on recorded statistics, and for tests.
@@ -103,7 +93,7 @@ pub fn standalone(tensors: Vec<ControlledTensor>, policy: &Policy) -> Result<(Mo
     let mut input = |name, element_type, len: usize| b.parameter(name, Shape::array(element_type, &[len as i64]));
     let inputs = Inputs {
         energy: input("energy", PrimitiveType::F32, n)?,
-        nats: input("nats", PrimitiveType::F32, n)?,
+        nats: input("nats", PrimitiveType::F32, n + 1)?,
         policy: input("policy", PrimitiveType::F32, length(&layout.policy))?,
         state: input("state", PrimitiveType::F32, length(&layout.state))?,
         counters: input("counters", PrimitiveType::S32, length(&layout.counters))?,
@@ -117,7 +107,7 @@ pub fn standalone(tensors: Vec<ControlledTensor>, policy: &Policy) -> Result<(Mo
 struct Inputs {
     /// S of each tensor, f32\[n\].
     energy: InstructionId,
-    /// h of each tensor, f32\[n\].
+    /// h of each tensor and last that of the whole gradient, f32\[n + 1\].
     nats: InstructionId,
     /// f32\[P\].
     policy: InstructionId,

@@ -6,6 +6,7 @@
 //! other program. [`Policy::parse`] reads TOML; unknown keys are refused with the
 //! nearest known one, values outside their range with key, value and range.
 
+mod entropy;
 mod laws;
 mod parse;
 mod pattern;
@@ -17,6 +18,7 @@ use thiserror::Error;
 
 use crate::step::StateClass;
 
+pub use entropy::{EntropyPolicy, Estimator, TemperatureUnit};
 pub use laws::{LawsPolicy, MicroPolicy, MicroTensor, PiPolicy, RulePolicy, Timing};
 pub use pattern::Pattern;
 
@@ -47,24 +49,6 @@ pub struct Policy {
     pub laws: LawsPolicy,
     /// Classes of states by tree-path pattern; they override what discovery says.
     pub states: BTreeMap<String, AssignedClass>,
-}
-
-/// How gradients become entropies.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct EntropyPolicy {
-    /// What the shares are made of. Structure.
-    pub estimator: Estimator,
-    /// The number of accepted steps in the moving average. Structure.
-    pub smoothing: u32,
-}
-
-/// What the shares of a gradient are made of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Estimator {
-    /// `p = g² / Σg²`.
-    Energy,
 }
 
 /// What the entropy is compared with.
@@ -190,12 +174,6 @@ impl Default for Policy {
             laws: LawsPolicy::default(),
             states: BTreeMap::new(),
         }
-    }
-}
-
-impl Default for EntropyPolicy {
-    fn default() -> Self {
-        Self { estimator: Estimator::Energy, smoothing: 3 }
     }
 }
 
@@ -369,8 +347,7 @@ impl Policy {
         let period =
             |key: &str, value: f64| check.number(key, value, (1.0..=1e6).contains(&value), "from 1 to 1000000");
         let scale = |key: &str, value: f64| check.number(key, value, (0.0..=1e3).contains(&value), "from 0 to 1000");
-        let smoothing = self.entropy.smoothing;
-        check.number("entropy.smoothing", f64::from(smoothing), (1..=64).contains(&smoothing), "from 1 to 64")?;
+        self.entropy.validate(check)?;
         let target = &self.target;
         check.number(
             "target.value",
@@ -447,14 +424,20 @@ impl Policy {
 struct Checks;
 
 impl Checks {
-    fn number(self, key: &str, value: f64, ok: bool, range: &'static str) -> Result<(), PolicyError> {
+    fn number(
+        self,
+        key: &str,
+        value: impl std::fmt::Display,
+        ok: bool,
+        range: &'static str,
+    ) -> Result<(), PolicyError> {
         if ok { Ok(()) } else { Err(PolicyError::Range { key: key.to_owned(), value: value.to_string(), range }) }
     }
 
     /// A number of steps: at most a million, which `f32` and `i32` count exactly.
     fn count(self, key: &str, value: u32, low: u32) -> Result<(), PolicyError> {
         let range = if low == 0 { "from 0 to 1000000" } else { "from 1 to 1000000" };
-        self.number(key, f64::from(value), (low..=1_000_000).contains(&value), range)
+        self.number(key, value, (low..=1_000_000).contains(&value), range)
     }
 }
 

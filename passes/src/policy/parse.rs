@@ -22,7 +22,7 @@ const OPEN: Table = Table { keys: &[], tables: &[], open: true };
 const SCHEMA: Table = Table {
     keys: &["format_version"],
     tables: &[
-        ("entropy", leaf(&["estimator", "smoothing"])),
+        ("entropy", leaf(&["estimator", "temperature", "temperature_unit", "bins", "range", "smoothing"])),
         ("target", leaf(&["kind", "value", "decay", "half_life", "first", "every"])),
         (
             "gate",

@@ -9,8 +9,8 @@ use crate::policy::{Policy, TargetKind, Timing, Votes};
 /// The controller's state; arrays have one element per tensor and a last one for the whole gradient.
 #[derive(Debug, Clone)]
 pub struct Controller {
-    /// Number of elements of each tensor and of all.
-    elements: Array1<f64>,
+    /// The largest entropy of each tensor and of all, in nats; 0 where there is none.
+    most_nats: Array1<f64>,
     /// Entropies of the last accepted steps, newest first; NaN where there is none.
     window: Array2<f64>,
     mean: Forgetting,
@@ -19,8 +19,8 @@ pub struct Controller {
     norm: Forgetting,
     /// Norms and global entropies of the steps refused since the last accepted one.
     paused: Vec<(f64, f64)>,
-    /// Ranks of the tensors.
-    ranks: Vec<u32>,
+    /// Number of elements of each tensor.
+    elements: Vec<u64>,
     /// Logarithms of the scales of the laws.
     micro_log: Array1<f64>,
     lr_log: f64,
@@ -116,19 +116,18 @@ impl Controller {
     /// A controller before its first step, for tensors of these numbers of elements, all of two dimensions.
     #[must_use]
     pub fn new(elements: &[u64], policy: &Policy) -> Self {
-        #[allow(clippy::cast_precision_loss, reason = "numbers of elements are far below 2^53")]
-        let mut counts: Vec<f64> = elements.iter().map(|&n| n as f64).collect();
-        counts.push(counts.iter().sum());
-        let len = counts.len();
+        let all = elements.iter().sum();
+        let most_nats: Array1<f64> = elements.iter().chain([&all]).map(|&n| policy.entropy.most_nats(n)).collect();
+        let len = most_nats.len();
         Self {
-            elements: Array1::from(counts),
+            most_nats,
             window: Array2::from_elem((policy.entropy.smoothing as usize, len), f64::NAN),
             mean: Forgetting::new(len),
             target: Array1::from_elem(len, f64::NAN),
             target_factor: 1.0,
             norm: Forgetting::new(1),
             paused: Vec::new(),
-            ranks: vec![2; elements.len()],
+            elements: elements.to_vec(),
             micro_log: Array1::zeros(elements.len()),
             lr_log: 0.0,
             momentum_log: 0.0,
@@ -155,26 +154,21 @@ impl Controller {
         base * self.target_factor
     }
 
-    /// Entropies of tensors and of the whole gradient; NaN where a gradient is zero, not finite, or of one element.
+    /// Entropies of tensors and of the whole gradient, from statistics of each and of the whole; NaN where a gradient
+    /// is zero, not finite, or of one element.
     #[must_use]
     pub fn entropies(&self, statistics: &[Statistics]) -> Array1<f64> {
-        let total: f64 = statistics.iter().map(|s| s.energy).sum();
-        let whole = statistics.iter().filter(|s| s.energy > 0.0).map(|s| {
-            let w = s.energy / total;
-            w * (s.nats - w.ln())
-        });
-        let whole = Statistics { energy: total, nats: whole.sum() };
-        let entropy = |(s, n): (&Statistics, &f64)| {
-            let active = representable(s.energy) && s.energy >= f64::from(f32::MIN_POSITIVE) && *n > 1.0;
-            if active { (s.nats / n.ln()).clamp(0.0, 1.0) } else { f64::NAN }
+        let entropy = |(s, &most): (&Statistics, &f64)| {
+            let active = representable(s.energy) && s.energy >= f64::from(f32::MIN_POSITIVE) && most > 0.0;
+            if active { (s.nats / most).clamp(0.0, 1.0) } else { f64::NAN }
         };
-        statistics.iter().chain([&whole]).zip(&self.elements).map(entropy).collect()
+        statistics.iter().zip(&self.most_nats).map(entropy).collect()
     }
 
-    /// One step of control.
+    /// One step of control, with statistics of each tensor and last those of the whole gradient.
     pub fn step(&mut self, statistics: &[Statistics], policy: &Policy) -> Step {
         let gate = &policy.gate;
-        let total: f64 = statistics.iter().map(|s| s.energy).sum();
+        let total = statistics.last().map_or(0.0, |whole| whole.energy);
         let finite = representable(total);
         let entropy = self.entropies(statistics);
         let norm = total.sqrt();
@@ -249,10 +243,8 @@ impl Controller {
             accepted && self.accepted > u64::from(laws.warmup) && self.accepted.is_multiple_of(u64::from(period))
         };
         if laws.micro.enabled && acts(laws.micro.period) {
-            let tensors = self.micro_log.iter_mut().zip(ratio).zip(self.elements.iter().zip(&self.ranks));
-            for ((log, &r), (&n, &rank)) in tensors {
-                #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a number of elements")]
-                let (below, factor) = micro_numbers(&laws.micro, None, n as u64, rank);
+            for ((log, &r), &n) in self.micro_log.iter_mut().zip(ratio).zip(&self.elements) {
+                let (below, factor) = micro_numbers(&laws.micro, None, n, 2);
                 if r < below {
                     *log = (*log + factor).clamp(-log_max, log_max);
                 } else if !r.is_nan() {

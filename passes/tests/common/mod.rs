@@ -6,8 +6,9 @@
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "each test binary uses a part of this module")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 
 use hlo::Module;
 use pjrt::{Buffer, Client, CompileOptions, ElementType, Executable, ExecuteOptions, OptionValue, Plugin, Program};
@@ -98,6 +99,18 @@ impl Compiled {
         }
         let executable = client().compile(&Program::hlo(&module.export()), &options).unwrap();
         Self { executable }
+    }
+
+    /// The same program for the same module, compiled once in this process.
+    pub fn shared(module: &Module) -> &'static Self {
+        static PROGRAMS: Mutex<BTreeMap<Vec<u8>, &'static Compiled>> = Mutex::new(BTreeMap::new());
+        let code = module.export();
+        if let Some(program) = PROGRAMS.lock().unwrap().get(&code) {
+            return program;
+        }
+        let program: &'static Self = Box::leak(Box::new(Self::new(module)));
+        PROGRAMS.lock().unwrap().insert(code, program);
+        program
     }
 
     /// What the compiler made of it, as an `HloModuleProtoWithConfig`.

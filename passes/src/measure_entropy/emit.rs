@@ -1,0 +1,238 @@
+//! What all estimators emit with: the gradient in `f32`, sums over it, and terms that are safe to sum.
+
+use std::collections::BTreeMap;
+
+use hlo::build::{BuildError, Builder, Built, ComparisonDirection};
+use hlo::proto::HloInstructionProto;
+use hlo::{ComputationId, InstructionId, Module, Opcode, PrimitiveType, Shape};
+
+use super::{Measured, ReductionStyle, histogram, shares, softmax};
+use crate::policy::{EntropyPolicy, Estimator};
+
+/// A gradient to measure.
+pub(super) struct Gradient {
+    /// A floating-point array of the entry.
+    pub(super) value: InstructionId,
+    /// What it is called inside HLO names.
+    pub(super) short: String,
+    /// Its tree path.
+    pub(super) name: String,
+    /// How many elements it has.
+    pub(super) elements: u64,
+}
+
+/// A fold of all elements of an array.
+#[derive(Clone, Copy)]
+pub(super) struct Fold {
+    opcode: Opcode,
+    operand: InstructionId,
+    name: &'static str,
+}
+
+/// Σ x, called `name` in the program.
+pub(super) fn sum(operand: InstructionId, name: &'static str) -> Fold {
+    Fold { opcode: Opcode::Add, operand, name }
+}
+
+/// max x of an x that is nowhere negative, called `name` in the program.
+pub(super) fn largest(operand: InstructionId, name: &'static str) -> Fold {
+    Fold { opcode: Opcode::Maximum, operand, name }
+}
+
+/// Emits statistics at the end of the entry.
+pub(super) struct Emitter<'m> {
+    pub(super) b: Builder<'m>,
+    pub(super) reduction: ReductionStyle,
+    /// Computations that reduces call, by name.
+    reducers: BTreeMap<String, ComputationId>,
+    pub(super) zero: InstructionId,
+    smallest: InstructionId,
+}
+
+impl<'m> Emitter<'m> {
+    pub(super) fn new(module: &'m mut Module, reduction: ReductionStyle) -> Result<Self, BuildError> {
+        let mut b = Builder::at_entry(module);
+        b.set_scope("entropic.measure", "entropic/measure-entropy");
+        let zero = b.named("entropic.zero").constant_f32(0.0)?;
+        let smallest = b.named("entropic.smallest_normal").constant_f32(f32::MIN_POSITIVE)?;
+        Ok(Self { b, reduction, reducers: BTreeMap::new(), zero, smallest })
+    }
+
+    /// Statistics of all gradients; `temperature` is asked for where the estimator has one.
+    pub(super) fn measure(
+        &mut self,
+        gradients: &[Gradient],
+        entropy: &EntropyPolicy,
+        temperature: &dyn Fn(&mut Self) -> Built,
+    ) -> Result<Measured, BuildError> {
+        match entropy.estimator {
+            Estimator::Energy => shares::emit(self, gradients, shares::Mass::Energy),
+            Estimator::Magnitude => shares::emit(self, gradients, shares::Mass::Magnitude),
+            Estimator::Softmax => {
+                let temperature = temperature(self)?;
+                softmax::emit(self, gradients, temperature, entropy.temperature_unit)
+            }
+            Estimator::Histogram => histogram::emit(self, gradients, entropy),
+        }
+    }
+
+    /// Names what follows after a gradient.
+    pub(super) fn of(&mut self, gradient: &Gradient) {
+        let op_name = format!("entropic/measure-entropy/{}", gradient.name);
+        self.b.set_scope(&format!("entropic.measure.{}", gradient.short), &op_name);
+    }
+
+    /// Names what follows after all gradients together.
+    pub(super) fn of_all(&mut self) {
+        self.b.set_scope("entropic.measure", "entropic/measure-entropy");
+    }
+
+    /// The gradient in `f32`, where our sums over it are to stay apart from the step's own.
+    pub(super) fn wide(&mut self, gradient: &Gradient) -> Built {
+        let g = self.b.convert(gradient.value, PrimitiveType::F32)?;
+        if self.reduction == ReductionStyle::Shares { self.apart(g) } else { Ok(g) }
+    }
+
+    /// The same values, but for no compiler pass the same value: a `reduce-precision` to the precision that x has.
+    fn apart(&mut self, x: InstructionId) -> Built {
+        let shape = self.b.shape(x)?;
+        let attributes = HloInstructionProto { exponent_bits: 8, mantissa_bits: 23, ..Default::default() };
+        self.b.emit_with(Opcode::ReducePrecision, &[x], shape, attributes, Vec::new())
+    }
+
+    /// Folds over arrays of equal dimensions that do not wait for each other, each to a scalar called
+    /// `entropic.NAME.SHORT`: in one variadic reduce where that is the style.
+    pub(super) fn fold<const N: usize>(
+        &mut self,
+        folds: [Fold; N],
+        short: &str,
+    ) -> Result<[InstructionId; N], BuildError> {
+        let mut made = folds.map(|f| f.operand);
+        if N > 1 && self.reduction == ReductionStyle::Variadic {
+            let rank = folds.first().map_or(Ok(0), |f| self.b.shape(f.operand).map(|shape| shape.rank()))?;
+            let opcodes = folds.map(|f| f.opcode);
+            let together = self.together(&opcodes, &made, self.zero, (0..rank as i64).collect())?;
+            for (index, (slot, fold)) in made.iter_mut().zip(&folds).enumerate() {
+                *slot = self.b.named(&format!("entropic.{}.{short}", fold.name)).get_tuple_element(together, index)?;
+            }
+            return Ok(made);
+        }
+        for (slot, fold) in made.iter_mut().zip(&folds) {
+            let reducer = self.reducer(fold.opcode, PrimitiveType::F32)?;
+            let named = self.b.named(&format!("entropic.{}.{short}", fold.name));
+            *slot = named.reduce_all(fold.operand, self.zero, reducer)?;
+        }
+        Ok(made)
+    }
+
+    /// One variadic reduce of arrays that agree in dimensions and element type; its result is a tuple.
+    pub(super) fn together(
+        &mut self,
+        opcodes: &[Opcode],
+        arrays: &[InstructionId],
+        init: InstructionId,
+        dimensions: Vec<i64>,
+    ) -> Built {
+        let element_type = self.b.shape(init)?.element_type();
+        let parts: Vec<_> = opcodes.iter().map(|o| o.name()).collect();
+        let name = format!("entropic.{}_{}", parts.join("_"), element_type.name());
+        let reducer = match self.reducers.get(&name) {
+            Some(&made) => made,
+            None => variadic_reducer(self.b.module_mut(), &name, opcodes, element_type)?,
+        };
+        self.reducers.insert(name, reducer);
+        let mut operands = arrays.to_vec();
+        operands.resize(2 * arrays.len(), init);
+        let attributes = HloInstructionProto { dimensions, ..Default::default() };
+        self.b.emit_with(Opcode::Reduce, &operands, Shape::default(), attributes, vec![reducer])
+    }
+
+    /// A computation of two scalars; each is made once.
+    pub(super) fn reducer(&mut self, opcode: Opcode, element_type: PrimitiveType) -> Result<ComputationId, BuildError> {
+        let name = match (opcode, element_type) {
+            (Opcode::Add, PrimitiveType::F32) => "entropic.sum".to_owned(),
+            (Opcode::Maximum, PrimitiveType::F32) => "entropic.max".to_owned(),
+            _ => format!("entropic.{}_{}", opcode.name(), element_type.name()),
+        };
+        if let Some(&made) = self.reducers.get(&name) {
+            return Ok(made);
+        }
+        let made = Builder::reducer(self.b.module_mut(), &name, opcode, element_type)?;
+        self.reducers.insert(name, made);
+        Ok(made)
+    }
+
+    /// Σ x of a vector.
+    pub(super) fn total(&mut self, x: InstructionId) -> Built {
+        let reducer = self.reducer(Opcode::Add, PrimitiveType::F32)?;
+        self.b.reduce_all(x, self.zero, reducer)
+    }
+
+    /// max x of a vector that is nowhere negative.
+    pub(super) fn top(&mut self, x: InstructionId) -> Built {
+        let reducer = self.reducer(Opcode::Maximum, PrimitiveType::F32)?;
+        self.b.reduce_all(x, self.zero, reducer)
+    }
+
+    /// A vector and one more element.
+    pub(super) fn append(&mut self, vector: InstructionId, scalar: InstructionId) -> Built {
+        let last = self.b.reshape(scalar, &[1])?;
+        self.b.concatenate(&[vector, last], 0)
+    }
+
+    /// −p ln p, elementwise, 0 where p is no normal number.
+    pub(super) fn surprise(&mut self, p: InstructionId) -> Built {
+        let log = self.b.log(p)?;
+        let term = self.b.multiply(p, log)?;
+        let term = self.b.negate(term)?;
+        self.where_normal(p, term)
+    }
+
+    /// `term` where x is a normal number or more, else 0. NaN compares false.
+    pub(super) fn where_normal(&mut self, x: InstructionId, term: InstructionId) -> Built {
+        let smallest = self.spread(self.smallest, x)?;
+        let normal = self.b.compare(x, smallest, ComparisonDirection::Ge)?;
+        let zero = self.spread(self.zero, x)?;
+        self.b.select(normal, term, zero)
+    }
+
+    /// x, at least the smallest normal number, for dividing by.
+    pub(super) fn at_least_smallest(&mut self, x: InstructionId) -> Built {
+        let smallest = self.spread(self.smallest, x)?;
+        self.b.maximum(x, smallest)
+    }
+
+    /// A scalar over the dimensions of `like`.
+    pub(super) fn spread(&mut self, scalar: InstructionId, like: InstructionId) -> Built {
+        self.b.broadcast_scalar_like(scalar, like)
+    }
+
+    /// A constant over the dimensions of `like`.
+    pub(super) fn like(&mut self, value: f32, like: InstructionId) -> Built {
+        let constant = self.b.constant_f32(value)?;
+        self.spread(constant, like)
+    }
+}
+
+/// `((x0, x1, …), (y0, y1, …)) -> (x0 op y0, x1 op y1, …)`.
+fn variadic_reducer(
+    module: &mut Module,
+    name: &str,
+    opcodes: &[Opcode],
+    element_type: PrimitiveType,
+) -> Result<ComputationId, BuildError> {
+    let id = module.add_computation(name);
+    let mut b = Builder::new(module, id);
+    b.set_scope(name, "");
+    let mut side = |letter: char| {
+        let parameters =
+            (0..opcodes.len()).map(|i| b.parameter(&format!("{name}.{letter}{i}"), Shape::scalar(element_type)));
+        parameters.collect::<Result<Vec<_>, _>>()
+    };
+    let (left, right) = (side('x')?, side('y')?);
+    let parts = opcodes.iter().zip(left.into_iter().zip(right)).map(|(&opcode, (x, y))| b.emit(opcode, &[x, y]));
+    let parts = parts.collect::<Result<Vec<_>, _>>()?;
+    let root = b.emit(Opcode::Tuple, &parts)?;
+    b.set_root(root)?;
+    Ok(id)
+}
