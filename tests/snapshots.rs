@@ -68,6 +68,27 @@ fn each_pass_on_a_small_module() {
 }
 
 #[test]
+fn each_estimator_on_a_small_module() {
+    for (name, keys) in [
+        ("magnitude", "estimator = \"magnitude\""),
+        ("softmax-literal", "estimator = \"softmax\""),
+        ("softmax-rms", "estimator = \"softmax\"\ntemperature_unit = \"rms\""),
+        ("histogram", "estimator = \"histogram\"\nbins = 8\nrange = [-8, 0]"),
+    ] {
+        let policy = Policy::parse(&format!("[entropy]\n{keys}\n")).unwrap();
+        let mut measured = None;
+        inject_observed(&mut tiny(), &policy, InjectOptions::default(), &mut |pass, _, module| {
+            if pass == "measure-entropy" {
+                measured = Some(print(module, Preset::Snapshot));
+            }
+        })
+        .unwrap();
+        let text = measured.unwrap();
+        settings().bind(|| insta::assert_snapshot!(format!("tiny-measured-by-{name}"), text));
+    }
+}
+
+#[test]
 fn the_controlled_mlp() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/models/mlp/module.hlo.pb");
     let mut module = Module::import(&std::fs::read(path).unwrap()).unwrap();

@@ -5,6 +5,7 @@
 mod common;
 
 use common::{Array, Compiled, Random};
+use half::bf16;
 use hlo::build::Builder;
 use hlo::{Module, Opcode, PrimitiveType, Shape};
 use ndarray::Array1;
@@ -12,6 +13,7 @@ use passes::layout::ArrayKind;
 use passes::measure_entropy::{ReductionStyle, SHARES_LIMIT, statistics_of};
 use passes::policy::{EntropyPolicy, Estimator, TemperatureUnit};
 use passes::{InjectOptions, Policy, Telemetry, inject, reference};
+use pjrt::ElementType;
 
 /// Every estimator, those with settings at more than one.
 fn estimators() -> Vec<EntropyPolicy> {
@@ -210,6 +212,50 @@ fn the_whole_gradient_follows_exactly() {
             check.run(&format!("step {t}"), &gradients);
         }
         check.report("five tensors, 500 steps");
+    }
+}
+
+#[test]
+fn any_rank_and_any_type() {
+    let types = [
+        (PrimitiveType::F32, ElementType::F32),
+        (PrimitiveType::F32, ElementType::F32),
+        (PrimitiveType::BF16, ElementType::Bf16),
+        (PrimitiveType::F64, ElementType::F64),
+    ];
+    let dims: [&[i64]; 4] = [&[], &[3, 5], &[7], &[2, 1, 2]];
+    let mut random = Random::new(8);
+    // Values that every type holds exactly.
+    let draw = |count: usize| (0..count).map(|_| f64::from(bf16::from_f64(1e-3 * random.normal()))).collect();
+    let gradients: Vec<Array1<f64>> = dims.iter().map(|d| d.iter().product::<i64>() as usize).map(draw).collect();
+    let arrays = gradients.iter().zip(types).zip(dims).map(|((gradient, (_, element_type)), dims)| {
+        let bytes = gradient.iter().flat_map(|&g| match element_type {
+            ElementType::F64 => g.to_ne_bytes().to_vec(),
+            ElementType::F32 => (g as f32).to_ne_bytes().to_vec(),
+            _ => bf16::from_f64(g).to_ne_bytes().to_vec(),
+        });
+        Array { element_type, dims: dims.to_vec(), bytes: bytes.collect() }
+    });
+    let arrays: Vec<_> = arrays.collect();
+    let views: Vec<_> = gradients.iter().map(|g| g.view()).collect();
+    for entropy in estimators() {
+        let expected = reference::statistics(&views, &entropy);
+        for reduction in [ReductionStyle::Shares, ReductionStyle::Separate, ReductionStyle::Variadic] {
+            let mut module = Module::new("statistics");
+            let mut b = Builder::at_entry(&mut module);
+            let parameters = types.iter().zip(dims).map(|((t, _), dims)| b.parameter("g", Shape::array(*t, dims)));
+            let parameters: Vec<_> = parameters.map(Result::unwrap).collect();
+            let measured = statistics_of(&mut module, &parameters, &entropy, None, reduction).unwrap();
+            module.set_outputs(&[measured.energy, measured.nats]).unwrap();
+            let outputs = Compiled::new(&module).run(&arrays);
+            for (i, (found, expected)) in outputs[1].floats().into_iter().zip(&expected).enumerate() {
+                let at = format!("{}, {reduction:?}, tensor {i}: {found} for {}", shown(&entropy), expected.nats);
+                assert!((f64::from(found) - expected.nats).abs() <= 3e-5, "{at}");
+            }
+            for (found, expected) in outputs[0].floats().into_iter().zip(&expected) {
+                assert!((f64::from(found) / expected.energy - 1.0).abs() <= 1e-5, "{found} for {}", expected.energy);
+            }
+        }
     }
 }
 

@@ -48,7 +48,8 @@ pub(super) fn emit(
         let [energy] = e.fold([sum(square, "energy")], &gradient.short)?;
         energies.push(energy);
         let reached = reached(e, a, &edges)?;
-        rows.push(e.b.named(&format!("entropic.reached.{}", gradient.short)).reshape(reached, &[1, length(&edges)])?);
+        let length = e.b.shape(reached)?.num_elements() as i64;
+        rows.push(e.b.named(&format!("entropic.reached.{}", gradient.short)).reshape(reached, &[1, length])?);
     }
     e.of_all();
     let energy = e.b.pack(&energies)?;
@@ -63,28 +64,22 @@ pub(super) fn emit(
 }
 
 /// The edges between bins, spread over as many vectors of equal length as one reduce has operands; infinite ones, which
-/// nothing finite reaches, fill up the last, and are at least one in all.
-fn edges(e: &mut Emitter<'_>, entropy: &EntropyPolicy) -> Result<Vec<(InstructionId, usize)>, BuildError> {
+/// nothing finite reaches, fill up the last; there is at least one, so that the highest bin has an upper edge.
+fn edges(e: &mut Emitter<'_>, entropy: &EntropyPolicy) -> Result<Vec<InstructionId>, BuildError> {
     let mut edges = entropy.edges();
     let operands = if e.reduction == ReductionStyle::Separate { 1 } else { OPERANDS };
     edges.resize((edges.len() + 1).next_multiple_of(operands), f32::INFINITY);
     let each = edges.len() / operands;
-    let made = edges.chunks(each).map(|chunk| Ok((e.b.named("entropic.edges").constant_f32_vector(chunk)?, each)));
-    made.collect()
-}
-
-/// Number of all edges.
-fn length(edges: &[(InstructionId, usize)]) -> i64 {
-    edges.iter().map(|(_, each)| *each as i64).sum()
+    edges.chunks(each).map(|chunk| e.b.named("entropic.edges").constant_f32_vector(chunk)).collect()
 }
 
 /// How many elements of a are at least each edge, s32\[edges\].
-fn reached(e: &mut Emitter<'_>, a: InstructionId, edges: &[(InstructionId, usize)]) -> Built {
+fn reached(e: &mut Emitter<'_>, a: InstructionId, edges: &[InstructionId]) -> Built {
     let shape = e.b.shape(a)?;
     let elements: Vec<i64> = (1..=shape.rank() as i64).collect();
     let mut ones = Vec::with_capacity(edges.len());
-    for &(edges, each) in edges {
-        let table = Shape::array(PrimitiveType::F32, &[&[each as i64], shape.dims()].concat());
+    for &edges in edges {
+        let table = Shape::array(PrimitiveType::F32, &[e.b.shape(edges)?.dims(), shape.dims()].concat());
         let a = spread(e, a, &table, elements.clone())?;
         let edges = spread(e, edges, &table, vec![0])?;
         let reached = e.b.compare(a, edges, ComparisonDirection::Ge)?;

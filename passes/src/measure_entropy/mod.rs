@@ -11,12 +11,12 @@
 //! of the tensors exactly, not as an average. The energy S = Σ g² is emitted whatever the
 //! estimator, since its root is the norm.
 //!
-//! | estimator | statistics of a tensor | h | h of the whole |
+//! | estimator | statistics of a tensor | h | of the whole |
 //! |---|---|---|---|
-//! | `energy` | S | −Σ p ln p, p = g²/S | Σ w·(h − ln w), w = Sᵢ/ΣS |
-//! | `magnitude` | M = Σ\|g\| | −Σ p ln p, p = \|g\|/M | Σ w·(h − ln w), w = Mᵢ/ΣM |
-//! | `softmax` | m = max \|g\|, x = (\|g\| − m)/T, Z = Σ eˣ, B = Σ x·eˣ | ln Z − B/Z | the same of ΣfZ, Σf·(B + dZ), d = (mᵢ − max m)/T, f = eᵈ |
-//! | `histogram` | c, counts per bin of log2 \|g\| | −Σ p ln p, p = c/Σc | the same of Σcᵢ |
+//! | `energy` | S | −Σ p ln p, p = g²/S | by the chain rule, weights S |
+//! | `magnitude` | M = Σ\|g\| | −Σ p ln p, p = \|g\|/M | by the chain rule, weights M |
+//! | `softmax` | m = max \|g\|, Z = Σ eˣ, B = Σ x·eˣ, x = (\|g\| − m)/T | ln Z − B/Z | Z and B moved to max m |
+//! | `histogram` | c, counts per bin of log2 \|g\| | −Σ p ln p, p = c/n | counts added up |
 //!
 //! Infinite and NaN gradients make S infinite or NaN; h is then meaningless, and
 //! `control` looks at S first. For `softmax` in units of the whole gradient's root mean square,
@@ -52,9 +52,10 @@ use crate::values::materialise;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ReductionStyle {
     /// One `reduce` per sum, those of an entropy over shares: for CPU, where every `reduce` reads its operand anyhow. A
-    /// variadic one accumulates naively there. The gradient passes through a `reduce-precision` to its own precision,
-    /// which keeps our sums apart from equal ones of the step, such as those of clipping: merged with ours they would be
-    /// compiled as part of other fusions, there with another order of additions.
+    /// variadic one accumulates naively there; only the counts of `histogram`, which are integers, go together in one.
+    /// The gradient passes through a `reduce-precision` to its own precision, which keeps our sums apart from equal ones
+    /// of the step, such as those of clipping: merged with ours they would be compiled as part of other fusions, there
+    /// with another order of additions.
     #[default]
     Shares,
     /// Independent `reduce`s that do not wait for each other, so that a compiler can fuse them into one reading, as
@@ -90,7 +91,7 @@ pub(crate) struct Statistics {
 pub struct Measured {
     /// S of each, f32\[n\].
     pub energy: InstructionId,
-    /// h of each in nats, and last that of the whole, f32\[n + 1\]; meaningless where S is not a positive normal number.
+    /// h of each in nats, and last that of the whole, f32\[n + 1\]; meaningless where S is no positive normal number.
     pub nats: InstructionId,
 }
 

@@ -19,8 +19,8 @@
 //!
 //! Elements that are zero have a share like all others, so tensors whose gradient is zero count in the whole.
 //!
-//! A literal T of 1 is far above any gradient in practice: all shares are then equal, and h / ln n is 1.00000 on healthy
-//! and on corrupted batches alike. `rms` makes of it a signal that does not depend on the gradient's scale.
+//! A literal T of 1 is far above any gradient in practice: all shares are then equal, and h / ln n is 1.00000 on
+//! healthy and on corrupted batches alike. `rms` makes of it a signal that does not depend on the gradient's scale.
 //!
 //! In every style a first reading finds S and m and a second one Z and B: without m, eˣ would overflow where T is small
 //! beside the gradient. `Variadic` folds S and m together, and Z and B.
