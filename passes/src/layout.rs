@@ -479,6 +479,7 @@ pub fn length(fields: &[Field]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::Estimator;
 
     fn layout(policy: &Policy) -> ControllerLayout {
         let tensor = |name: &str| ControlledTensor {
@@ -520,6 +521,12 @@ mod tests {
         assert!(injected.policy_vector(&Policy::default()).unwrap_err().to_string().contains("gate"));
         assert!(injected.policy_vector(&Policy::monitor()).is_ok());
         policy.entropy.smoothing = 3;
+        policy.entropy.temperature = 2.0;
+        assert_eq!(injected.policy_vector(&policy).unwrap()[0], 2.0);
+        policy.entropy.estimator = Estimator::Softmax;
+        let error = injected.policy_vector(&policy).unwrap_err().to_string();
+        assert!(error.contains("entropy.estimator = energy") && error.contains("says softmax"), "{error}");
+        policy.entropy = EntropyPolicy::default();
         assert!(layout(&Policy::monitor()).policy_vector(&policy).unwrap_err().to_string().contains("scale"));
         assert!(layout(&Policy::default()).policy_vector(&Policy::monitor()).is_ok());
     }

@@ -270,13 +270,12 @@ fn a_tensor_of_forty_million_elements() {
     one_hot[n / 3] = 1e-15;
     let mut nan = one_hot.clone();
     nan[n - 1] = f32::NAN;
-    let gradients = [("normal at 1e-6", normal), ("normal at 1e-15", tiny), ("one-hot", one_hot), ("NaN", nan)];
-    let gradients = gradients.map(|(name, gradient)| (name, [gradient]));
-    let constant = ("constant", [vec![1.1e-3; n]]);
-    // One of each kind.
-    for entropy in [0, 1, 2, 5, 6].map(|i| estimators().remove(i)) {
+    let gradients = [("normal at 1e-6", [normal]), ("one-hot", [one_hot]), ("NaN", [nan])];
+    let others = [("normal at 1e-15", [tiny]), ("constant", [vec![1.1e-3; n]])];
+    // One of each kind, and all gradients for the first.
+    for (i, entropy) in [0, 1, 2, 5, 6].map(|i| (i, estimators().remove(i))) {
         let mut check = Check::new(&entropy, &[n], ReductionStyle::Shares, 1e-5);
-        for (name, gradient) in gradients.iter().chain([&constant]) {
+        for (name, gradient) in gradients.iter().chain(others.iter().filter(|_| i == 0)) {
             check.run(name, gradient);
         }
         check.report("n = 40000000");

@@ -27,18 +27,17 @@
 //!
 //! The policy vector becomes an input of the program here, since this is the first pass that may read it.
 
-use hlo::build::{BuildError, Builder};
-use hlo::proto::OpSharding;
-use hlo::proto::op_sharding::Type;
-use hlo::{InstructionId, Module};
-
 mod emit;
 mod histogram;
 mod shares;
 mod softmax;
 
+use hlo::build::{BuildError, Builder};
+use hlo::proto::OpSharding;
+use hlo::proto::op_sharding::Type;
+use hlo::{InstructionId, Module};
+
 use emit::{Emitter, Gradient};
-pub use shares::SHARES_LIMIT;
 
 use crate::append_state::append_input;
 use crate::layout::{ArrayKind, ControlledTensor, ControllerLayout, TEMPERATURE};
@@ -47,6 +46,8 @@ use crate::pass::{Changed, Context, Pass, PassError};
 use crate::policy::{EntropyPolicy, Estimator, Policy};
 use crate::step::{GradientStatus, TrainStep};
 use crate::values::materialise;
+
+pub use shares::SHARES_LIMIT;
 
 /// How the sums over a gradient are emitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -128,12 +129,12 @@ impl Pass for MeasureEntropy {
         }
         let mut layout = ControllerLayout::new(tensors, &self.policy)?;
         let policy = append_input(module, &mut layout, ArrayKind::Policy)?;
+        let temperature = ControllerLayout::field(&layout.policy, TEMPERATURE);
+        let temperature =
+            temperature.ok_or_else(|| PassError::Stale { what: format!("the policy's {TEMPERATURE}") })?;
+        let temperature = temperature.offset as i64;
         let mut emitter = Emitter::new(module, self.reduction)?;
-        let temperature = |e: &mut Emitter<'_>| {
-            let offset = ControllerLayout::field(&layout.policy, TEMPERATURE).map_or(0, |field| field.offset);
-            e.b.element(policy, offset as i64)
-        };
-        let measured = emitter.measure(&gradients, &self.policy.entropy, &temperature)?;
+        let measured = emitter.measure(&gradients, &self.policy.entropy, &|e| e.b.element(policy, temperature))?;
         context.statistics = Some(Statistics { short_names, measured, policy });
         context.layout = Some(layout);
         Ok(Changed::Yes)
