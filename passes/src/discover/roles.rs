@@ -46,8 +46,8 @@ fn has(row: &[u64], bit: usize) -> bool {
     row.get(bit / 64).is_some_and(|w| w >> (bit % 64) & 1 == 1)
 }
 
-fn strict_subset(a: &[u64], b: &[u64]) -> bool {
-    a != b && a.iter().zip(b).all(|(x, y)| x & !y == 0)
+fn subset(a: &[u64], b: &[u64]) -> bool {
+    a.iter().zip(b).all(|(x, y)| x & !y == 0)
 }
 
 fn mask(of: impl IntoIterator<Item = usize>, words: usize) -> Row {
@@ -62,9 +62,31 @@ fn mask(of: impl IntoIterator<Item = usize>, words: usize) -> Row {
 
 /// For each float state, which float states its new value depends on.
 struct Dependence {
-    rows: Vec<Row>,
+    rows: Relation,
     /// The other way round: which states' new values depend on it.
-    users: Vec<Row>,
+    users: Relation,
+}
+
+/// Sets of states, with their sizes: a set can only be a strict subset of a larger one, and most sets of a large model
+/// are of one size.
+struct Relation {
+    rows: Vec<Row>,
+    sizes: Vec<usize>,
+}
+
+impl Relation {
+    fn new(rows: Vec<Row>) -> Self {
+        let sizes = rows.iter().map(|row| row.iter().map(|w| w.count_ones() as usize).sum()).collect();
+        Self { rows, sizes }
+    }
+
+    fn row(&self, state: usize) -> &[u64] {
+        self.rows.get(state).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    fn strict_subset(&self, a: usize, b: usize) -> bool {
+        self.sizes.get(a) < self.sizes.get(b) && subset(self.row(a), self.row(b))
+    }
 }
 
 impl Dependence {
@@ -78,35 +100,31 @@ impl Dependence {
                 }
             }
         }
-        Self { rows, users }
+        Self { rows: Relation::new(rows), users: Relation::new(users) }
     }
 
     fn row(&self, state: usize) -> &[u64] {
-        self.rows.get(state).map(Vec::as_slice).unwrap_or_default()
+        self.rows.row(state)
     }
 
     /// A moment of another state: both feed each other, and the other's new value depends on strictly more.
     fn moment_like(&self, state: usize) -> bool {
-        let own = self.row(state);
-        self.mutual(state).into_iter().any(|other| strict_subset(own, self.row(other)))
+        self.mutual(state).any(|other| self.rows.strict_subset(state, other))
     }
 
     /// Like [`Dependence::moment_like`], for a state that the loss depends on: the other must be such a state, too,
     /// and feed strictly more than this one. A parameter without moments feeds all others; a moment only its own.
     fn moment_like_within(&self, state: usize, loss: &[u64]) -> bool {
-        let (own, Some(users)) = (self.row(state), self.users.get(state)) else { return false };
-        self.mutual(state).into_iter().any(|other| {
-            has(loss, other)
-                && strict_subset(own, self.row(other))
-                && self.users.get(other).is_some_and(|u| strict_subset(users, u))
+        self.mutual(state).any(|other| {
+            has(loss, other) && self.rows.strict_subset(state, other) && self.users.strict_subset(state, other)
         })
     }
 
     /// Other states that feed this one and that it feeds.
-    fn mutual(&self, state: usize) -> Vec<usize> {
-        let Some(users) = self.users.get(state) else { return Vec::new() };
-        let both: Row = self.row(state).iter().zip(users).map(|(a, b)| a & b).collect();
-        bits(&both).filter(|&other| other != state).collect()
+    fn mutual(&self, state: usize) -> impl Iterator<Item = usize> {
+        let both: Row = self.row(state).iter().zip(self.users.row(state)).map(|(a, b)| a & b).collect();
+        let others: Vec<usize> = bits(&both).filter(|&other| other != state).collect();
+        others.into_iter()
     }
 }
 
@@ -318,14 +336,10 @@ fn rests_on(graph: &Graph<'_>, new: NodeId, old: NodeId) -> bool {
 /// Tensors that change without data, that no loss depends on and that no other state reads: parameters left unused.
 fn unused(flow: &Flow<'_, '_>, roles: &Roles, loss: &[u64]) -> Vec<usize> {
     let graph = flow.graph;
-    let mut readers = vec![0usize; flow.floats.len()];
-    for (k, state) in flow.floats.iter().enumerate() {
-        for source in flow.all.sources(state.new).filter(|&s| s != k) {
-            if let Some(count) = readers.get_mut(source) {
-                *count += 1;
-            }
-        }
-    }
+    let read_by_others = |k: usize| {
+        let mut others = flow.floats.iter().enumerate().filter(|&(other, _)| other != k);
+        others.any(|(_, state)| has(flow.all.row(state.new), k))
+    };
     let masters: BTreeSet<usize> = roles.masters.values().copied().collect();
     flow.floats
         .iter()
@@ -336,7 +350,7 @@ fn unused(flow: &Flow<'_, '_>, roles: &Roles, loss: &[u64]) -> Vec<usize> {
                 && !flow.tainted[s.new]
                 && !has(loss, k)
                 && !masters.contains(&k)
-                && readers.get(k) == Some(&0)
+                && !read_by_others(k)
                 && rests_on(graph, s.new, s.old)
         })
         .map(|(k, _)| k)
@@ -382,19 +396,25 @@ fn groups(flow: &Flow<'_, '_>, candidates: &BTreeSet<usize>, roles: &mut Roles) 
     let masters: BTreeSet<usize> = roles.masters.values().copied().collect();
     let parameters: BTreeSet<usize> = roles.parameters.iter().copied().collect();
     roles.groups = roles.parameters.iter().map(|&p| (p, Vec::new())).collect();
-    // Parameters by the states their new values depend on.
+    // Parameters by the states their new values depend on; every parameter depends on nearly all others, so these are
+    // masked out before anything is counted.
+    let words = flow.floats.len().div_ceil(64).max(1);
+    let others = || (0..flow.floats.len()).filter(|s| !parameters.contains(s) && !masters.contains(s));
+    let tensors = mask(others().filter(|&s| is_tensor(flow, s)), words);
+    let scalars = mask(others().filter(|&s| !is_tensor(flow, s)), words);
+    let both = |row: &[u64], mask: &[u64]| row.iter().zip(mask).map(|(a, b)| a & b).collect::<Row>();
     let mut hits: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     for &p in &roles.parameters {
         let Some(parameter) = flow.floats.get(p) else {
             continue;
         };
-        let narrow = graph.is_scalar(parameter.old);
-        let tensors = flow.cut.sources(parameter.new).filter(|&s| !narrow && is_tensor(flow, s));
-        let scalars = flow.all.sources(parameter.new).filter(|&s| !is_tensor(flow, s));
-        for s in tensors.chain(scalars) {
-            if !parameters.contains(&s) && !masters.contains(&s) {
-                hits.entry(s).or_default().push(p);
-            }
+        let mut found = both(flow.all.row(parameter.new), &scalars);
+        if !graph.is_scalar(parameter.old) {
+            let wide = both(flow.cut.row(parameter.new), &tensors);
+            found.iter_mut().zip(wide).for_each(|(word, more)| *word |= more);
+        }
+        for s in bits(&found) {
+            hits.entry(s).or_default().push(p);
         }
     }
     for s in 0..flow.floats.len() {
