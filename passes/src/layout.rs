@@ -35,6 +35,9 @@ pub struct ControllerLayout {
     pub gated: bool,
     /// Whether updates pass through a scale. Structure.
     pub scaled: bool,
+    /// Whether momentum coefficients pass through a scale. Structure.
+    #[serde(default)]
+    pub scaled_momentum: bool,
     /// The controlled tensors, in order.
     pub tensors: Vec<ControlledTensor>,
     /// Appended inputs, in order.
@@ -51,6 +54,9 @@ pub struct ControllerLayout {
     pub telemetry: Vec<Field>,
     /// What a refused step does with each state of the step; empty where nothing is gated.
     pub states: Vec<ClassifiedState>,
+    /// The momentum of each of [`ControllerLayout::tensors`]; empty where none is scaled.
+    #[serde(default)]
+    pub momentum: Vec<TensorMomentum>,
 }
 
 /// A tensor whose gradient is measured and whose update is scaled.
@@ -66,6 +72,15 @@ pub struct ControlledTensor {
     pub measured: String,
     /// How its update is scaled; filled in by `scale-updates`.
     pub scaling: Option<Scaling>,
+}
+
+/// The momentum coefficients of a tensor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TensorMomentum {
+    /// Every coefficient that is scaled, where it is a constant, in the order of discovery.
+    pub coefficients: Vec<Option<f64>>,
+    /// Why none is scaled; absent where some is.
+    pub reason: Option<String>,
 }
 
 /// How an update is scaled.
@@ -167,6 +182,12 @@ const POLICY_FIELDS: &[(&str, PolicyGetter)] = &[
 /// The name of the policy field that holds the per-tensor scales.
 pub(crate) const TENSOR_SCALES: &str = "scale.tensors";
 
+/// Names of the policy's fields on momentum, and of that in telemetry.
+pub(crate) const MOMENTUM_SCALE: &str = "momentum.scale";
+pub(crate) const MOMENTUM_CAP: &str = "momentum.cap";
+pub(crate) const MOMENTUM_TENSORS: &str = "momentum.tensors";
+pub(crate) const MOMENTUM: &str = "momentum";
+
 const COUNTERS: &[&str] = &[
     "steps",
     "accepted",
@@ -225,6 +246,12 @@ impl ControllerLayout {
             numbers.push(name, 1, get(policy));
         }
         numbers.push(TENSOR_SCALES, n, 1.0);
+        let scaled_momentum = policy.momentum.scales();
+        if scaled_momentum {
+            numbers.push(MOMENTUM_SCALE, 1, policy.momentum.scale);
+            numbers.push(MOMENTUM_CAP, 1, policy.momentum.cap);
+            numbers.push(MOMENTUM_TENSORS, n, 1.0);
+        }
 
         let mut state = Fields(Vec::new());
         for row in 0..policy.entropy.smoothing {
@@ -251,12 +278,16 @@ impl ControllerLayout {
             telemetry.push(name, with_global, 0.0);
         }
         telemetry.push("scale", n, 1.0);
+        if scaled_momentum {
+            telemetry.push(MOMENTUM, n, 1.0);
+        }
 
         let layout = Self {
             format_version: LAYOUT_FORMAT_VERSION,
             smoothing: policy.entropy.smoothing,
             gated: policy.gates(),
             scaled: policy.scales(),
+            scaled_momentum,
             tensors,
             inputs: Vec::new(),
             outputs: Vec::new(),
@@ -265,6 +296,7 @@ impl ControllerLayout {
             counters: counters.0,
             telemetry: telemetry.0,
             states: Vec::new(),
+            momentum: Vec::new(),
         };
         layout.policy_vector(policy)?;
         Ok(layout)
@@ -287,10 +319,42 @@ impl ControllerLayout {
         if !self.scaled && policy.scales() {
             structure("scale", &"nothing scaled", &"scaled updates")?;
         }
-        let scales = policy.tensor_scales(self.tensors.iter().map(|t| t.name.as_str()))?;
-        let numbers = POLICY_FIELDS.iter().map(|(_, get)| get(policy));
+        if !self.scaled_momentum && policy.momentum.scales() {
+            structure("momentum", &"nothing scaled", &"scaled momentum")?;
+        }
+        self.check_momentum(policy)?;
+        let names: Vec<&str> = self.tensors.iter().map(|t| t.name.as_str()).collect();
+        let scales = policy.tensor_scales(names.iter().copied())?;
+        let mut numbers: Vec<f64> = POLICY_FIELDS.iter().map(|(_, get)| get(policy)).chain(scales).collect();
+        if self.scaled_momentum {
+            numbers.extend([policy.momentum.scale, policy.momentum.cap]);
+            numbers.extend(policy.momentum.tensor_scales(&names)?);
+        }
         #[allow(clippy::cast_possible_truncation, reason = "the device computes in f32")]
-        Ok(numbers.chain(scales).map(|v| v as f32).collect())
+        Ok(numbers.into_iter().map(|v| v as f32).collect())
+    }
+
+    /// Refuses a policy that scales momentum where there is none.
+    ///
+    /// # Errors
+    ///
+    /// Where a pattern that names some tensors names one without momentum, or no tensor has any.
+    pub(crate) fn check_momentum(&self, policy: &Policy) -> Result<(), PolicyError> {
+        let tensors = self.tensors.iter().zip(&self.momentum);
+        let without: Vec<(&str, &str)> =
+            tensors.filter_map(|(t, m)| Some((t.name.as_str(), m.reason.as_deref()?))).collect();
+        let demanded = |&(name, reason): &(&str, &str)| {
+            Some((name.to_owned(), policy.momentum.demands(name)?.to_owned(), reason.to_owned()))
+        };
+        let refused: Vec<_> = without.iter().filter_map(demanded).collect();
+        if !refused.is_empty() {
+            return Err(PolicyError::NoMomentum { tensors: refused });
+        }
+        if !without.is_empty() && without.len() == self.tensors.len() {
+            let tensors = without.into_iter().map(|(name, reason)| (name.to_owned(), reason.to_owned())).collect();
+            return Err(PolicyError::NoMomentumAtAll { tensors });
+        }
+        Ok(())
     }
 
     /// The contents of `entropic.state` before the first step.

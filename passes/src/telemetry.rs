@@ -6,7 +6,7 @@
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::layout::{ControllerLayout, length};
+use crate::layout::{ControllerLayout, MOMENTUM, length};
 
 /// What one step had to tell.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -43,6 +43,8 @@ pub struct Telemetry {
     pub tensors: Vec<Measured>,
     /// The scale of each tensor's update, the global one included, in the layout's order.
     pub scales: Vec<f32>,
+    /// The scale of each tensor's momentum coefficients, in the layout's order; empty where the policy scales none.
+    pub momentum: Vec<f32>,
 }
 
 /// What is measured per tensor and of the whole gradient.
@@ -121,6 +123,7 @@ impl Telemetry {
             global,
             tensors,
             scales: array("scale")?.to_vec(),
+            momentum: slice(MOMENTUM).unwrap_or_default().to_vec(),
         })
     }
 }

@@ -4,8 +4,8 @@ use hlo::build::ComparisonDirection as Is;
 use hlo::{InstructionId, Module, Opcode, PrimitiveType};
 
 use super::emit::{Array, Emitter};
-use super::{Controlled, Inputs};
-use crate::layout::{ControllerLayout, NONE, TENSOR_SCALES};
+use super::{Controlled, Inputs, MomentumControl};
+use crate::layout::{ControllerLayout, MOMENTUM, MOMENTUM_CAP, MOMENTUM_SCALE, MOMENTUM_TENSORS, NONE, TENSOR_SCALES};
 use crate::pass::PassError;
 
 type Made<T> = Result<T, PassError>;
@@ -17,11 +17,12 @@ pub(super) fn emit(module: &mut Module, layout: &ControllerLayout, inputs: &Inpu
     follow_entropy(e, layout, &measured, &decision)?;
     follow_norm(e, &measured, &decision)?;
     let scales = scale(e)?;
+    let momentum = if layout.scaled_momentum { Some(scale_momentum(e)?) } else { None };
     e.part("state");
     let state = e.assemble(Array::State, "entropic.new_state")?;
     let counters = e.assemble(Array::Counters, "entropic.new_counters")?;
     let telemetry = tell(e, &measured, &decision, scales)?;
-    Ok(Controlled { applied: decision.applied, scales, state, counters, telemetry })
+    Ok(Controlled { applied: decision.applied, scales, momentum, state, counters, telemetry })
 }
 
 /// What this step's gradient is like; vectors have n + 1 elements.
@@ -301,6 +302,15 @@ fn scale(e: &mut Emitter<'_>) -> Made<InstructionId> {
     let tensors = e.vector(Array::Policy, TENSOR_SCALES)?;
     let global = e.number("scale.global")?;
     Ok(e.mul(tensors, global)?)
+}
+
+fn scale_momentum(e: &mut Emitter<'_>) -> Made<MomentumControl> {
+    e.part("momentum");
+    let tensors = e.vector(Array::Policy, MOMENTUM_TENSORS)?;
+    let all = e.number(MOMENTUM_SCALE)?;
+    let scales = e.mul(tensors, all)?;
+    e.set(Array::Telemetry, MOMENTUM, scales);
+    Ok(MomentumControl { scales, cap: e.number(MOMENTUM_CAP)? })
 }
 
 fn tell(e: &mut Emitter<'_>, m: &Measured, d: &Decision, scales: InstructionId) -> Made<InstructionId> {

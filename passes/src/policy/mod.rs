@@ -6,6 +6,7 @@
 //! other program. [`Policy::parse`] reads TOML; unknown keys are refused with the
 //! nearest known one, values outside their range with key, value and range.
 
+mod momentum;
 mod parse;
 mod pattern;
 
@@ -16,6 +17,7 @@ use thiserror::Error;
 
 use crate::step::StateClass;
 
+pub use momentum::MomentumPolicy;
 pub use pattern::Pattern;
 
 /// The version of the policy format that this crate reads and writes.
@@ -38,6 +40,8 @@ pub struct Policy {
     pub gate: GatePolicy,
     /// By how much updates are scaled.
     pub scale: ScalePolicy,
+    /// By how much momentum coefficients are scaled.
+    pub momentum: MomentumPolicy,
     /// Classes of states by tree-path pattern; they override what discovery says.
     pub states: BTreeMap<String, AssignedClass>,
 }
@@ -136,6 +140,7 @@ impl Default for Policy {
             target: TargetPolicy::default(),
             gate: GatePolicy::default(),
             scale: ScalePolicy::default(),
+            momentum: MomentumPolicy::default(),
             states: BTreeMap::new(),
         }
     }
@@ -233,6 +238,27 @@ pub enum PolicyError {
         /// The other.
         second: String,
     },
+    /// Tensors whose momentum a pattern scales, and that have none.
+    #[error(
+        "the policy scales the momentum of tensors that have none to scale:\n{}\nname only tensors that have one; \
+         `entropic inspect` lists them",
+        tensors.iter().map(|(name, pattern, reason)| format!("  {name} (`momentum.tensors.{pattern:?}`): {reason}"))
+            .collect::<Vec<_>>().join("\n")
+    )]
+    NoMomentum {
+        /// Name, pattern and reason of each.
+        tensors: Vec<(String, String, String)>,
+    },
+    /// A policy that scales momentum, and a step without any.
+    #[error(
+        "the policy scales momentum, and no tensor of this step has a coefficient to scale:\n{}\ntake `[momentum]` \
+         out of the policy, or train with an optimizer that has momentum",
+        tensors.iter().map(|(name, reason)| format!("  {name}: {reason}")).collect::<Vec<_>>().join("\n")
+    )]
+    NoMomentumAtAll {
+        /// Name and reason of each.
+        tensors: Vec<(String, String)>,
+    },
     /// Other structure than the injected module has.
     #[error(
         "the module was injected with {key} = {injected}, and the policy says {wanted}; this shapes the graph, so \
@@ -313,6 +339,7 @@ impl Policy {
         for (pattern, &value) in &self.scale.tensors {
             scale(&format!("scale.tensors.{pattern:?}"), value)?;
         }
+        self.momentum.validate()?;
         Ok(())
     }
 
