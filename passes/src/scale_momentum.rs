@@ -53,7 +53,8 @@ impl Pass for ScaleMomentum {
         let control = context.control()?.momentum.ok_or(PassError::Needs { pass: "control" })?;
 
         let step = context.step()?;
-        let names = &context.statistics()?.short_names;
+        let short_names = &context.statistics()?.short_names;
+        let names: Vec<(&str, &String)> = step.controlled().map(|(p, _)| p.name.as_str()).zip(short_names).collect();
         let coefficients: Vec<(usize, &Coefficient)> = step
             .controlled()
             .enumerate()
@@ -64,8 +65,9 @@ impl Pass for ScaleMomentum {
         b.set_scope("entropic.momentum", "entropic/scale-momentum");
         let chosen = choose(&mut b, &coefficients, control)?;
         for (k, &(i, coefficient)) in coefficients.iter().enumerate() {
-            let short = names.get(i).map_or("", String::as_str);
-            b.set_scope(&format!("entropic.momentum.{short}"), &format!("entropic/scale-momentum/{short}"));
+            if let Some((name, short)) = names.get(i) {
+                b.set_scope(&format!("entropic.momentum.{short}"), &format!("entropic/scale-momentum/{name}"));
+            }
             let mut scalars: BTreeMap<bool, InstructionId> = BTreeMap::new();
             for used in &coefficient.uses {
                 let complement = used.part == CoefficientPart::Complement;

@@ -68,7 +68,6 @@ impl MomentumPolicy {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::policy::Policy;
 
     #[test]
