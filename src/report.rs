@@ -1,6 +1,6 @@
 //! What `inspect` says about a model, as data: everything that discovery found, with names instead of ids.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use hlo::Module;
 use passes::TrainStep;
@@ -325,12 +325,12 @@ fn parameter_report(
     }
 }
 
-/// On what momentum can be scaled, or why nowhere: the reasons, each with the parameters it holds for.
+/// On what momentum can be scaled, or why nowhere.
 fn momentum(step: &TrainStep) -> Result<String, String> {
     let all = step.controlled().count();
     let mut with = 0;
     let mut numbers: BTreeSet<String> = BTreeSet::new();
-    let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut reason = None;
     for (parameter, _) in step.controlled() {
         match &parameter.momentum {
             MomentumStatus::Found(found) => {
@@ -340,18 +340,19 @@ fn momentum(step: &TrainStep) -> Result<String, String> {
                 let coefficients = found.iter().flat_map(|m| &m.coefficients);
                 numbers.extend(coefficients.map(|c| c.constant.map_or("computed".to_owned(), number)));
             }
-            MomentumStatus::Absent { reason } => *reasons.entry(reason).or_default() += 1,
+            MomentumStatus::Absent { reason: this } => reason = reason.or(Some(this)),
         }
     }
     if with > 0 {
         let numbers: Vec<String> = numbers.into_iter().collect();
         return Ok(format!("{with} of {all} parameters have a momentum coefficient: {}", numbers.join(", ")));
     }
-    const SHOWN: usize = 2;
-    let shown: Vec<&str> = reasons.keys().copied().take(SHOWN).collect();
-    let more = reasons.len().saturating_sub(SHOWN);
-    let rest = if more > 0 { format!("; and {more} more") } else { String::new() };
-    Err(if all == 0 { "no parameter has a gradient".to_owned() } else { format!("{}{rest}", shown.join("; ")) })
+    Err(match (all, reason) {
+        (0, _) | (_, None) => "no parameter has a gradient".to_owned(),
+        (1, Some(reason)) => reason.clone(),
+        // States differ by name alone; the others' reasons are in the JSON.
+        (_, Some(reason)) => format!("{all} parameters have none; the first: {reason}"),
+    })
 }
 
 /// What the controller can do with this step, and where it cannot, why.
