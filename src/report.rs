@@ -1,10 +1,12 @@
 //! What `inspect` says about a model, as data: everything that discovery found, with names instead of ids.
 
+use std::collections::BTreeSet;
+
 use hlo::Module;
 use passes::TrainStep;
 use passes::step::{
-    Confidence, Gradient, GradientStatus, LinkKind, MomentForm, MomentOf, Pairing, Parameter, StateClass, StateRole,
-    UpdateForm, Value,
+    CoefficientPlace, Confidence, Gradient, GradientStatus, LinkKind, MomentForm, MomentOf, MomentumForm,
+    MomentumStatus, Pairing, Parameter, StateClass, StateRole, UpdateForm, Value,
 };
 use serde::Serialize;
 
@@ -68,6 +70,10 @@ pub struct ParameterReport {
     pub update: UpdateReport,
     /// States that belong to this parameter.
     pub moments: Vec<MomentReport>,
+    /// Its first moments, whose coefficients can be scaled; empty where there are none.
+    pub momentum: Vec<MomentumReport>,
+    /// Why there are none.
+    pub no_momentum: Option<String>,
     /// How sure discovery is.
     pub confidence: Confidence,
     /// Why.
@@ -139,6 +145,32 @@ pub struct MomentReport {
     pub of: MomentOf,
     /// Coefficient of the old value, where it is a constant.
     pub decay: Option<f64>,
+}
+
+/// A first moment and its coefficients.
+#[derive(Debug, Clone, Serialize)]
+pub struct MomentumReport {
+    /// Name of the moment.
+    pub name: String,
+    /// Its input number.
+    pub input: usize,
+    /// Whether 1 - b belongs to the coefficient.
+    pub form: MomentumForm,
+    /// Every place where a coefficient stands, the moment's new value first.
+    pub coefficients: Vec<CoefficientReport>,
+}
+
+/// A momentum coefficient.
+#[derive(Debug, Clone, Serialize)]
+pub struct CoefficientReport {
+    /// Where it stands.
+    pub place: CoefficientPlace,
+    /// b, where it is a constant.
+    pub constant: Option<f64>,
+    /// The instruction that is b, where there is one.
+    pub decay: Option<String>,
+    /// The instruction that is 1 - b, where there is one.
+    pub complement: Option<String>,
 }
 
 /// Something that is carried from step to step.
@@ -265,9 +297,62 @@ fn parameter_report(
             .iter()
             .map(|m| MomentReport { name: input_name(m.input), input: m.input, form: m.form, of: m.of, decay: m.decay })
             .collect(),
+        momentum: parameter
+            .found_momentum()
+            .iter()
+            .map(|m| MomentumReport {
+                name: input_name(m.input),
+                input: m.input,
+                form: m.form,
+                coefficients: m
+                    .coefficients
+                    .iter()
+                    .map(|c| CoefficientReport {
+                        place: c.place,
+                        constant: c.constant,
+                        decay: c.decay.map(name),
+                        complement: c.complement.map(name),
+                    })
+                    .collect(),
+            })
+            .collect(),
+        no_momentum: match &parameter.momentum {
+            MomentumStatus::Found(_) => None,
+            MomentumStatus::Absent { reason } => Some(reason.clone()),
+        },
         confidence: parameter.confidence,
         reasons: parameter.reasons.clone(),
     }
+}
+
+/// On what momentum can be scaled, or why nowhere.
+fn momentum(step: &TrainStep) -> Result<String, String> {
+    let all = step.controlled().count();
+    let mut with = 0;
+    let mut numbers: BTreeSet<String> = BTreeSet::new();
+    let mut reason = None;
+    for (parameter, _) in step.controlled() {
+        match &parameter.momentum {
+            MomentumStatus::Found(found) => {
+                with += 1;
+                // Written as in the training code, not as rounded to the module's type.
+                let number = |b: f64| format!("{}", (b * 1e6).round() / 1e6);
+                let coefficients = found.iter().flat_map(|m| &m.coefficients);
+                numbers.extend(coefficients.map(|c| c.constant.map_or("computed".to_owned(), number)));
+            }
+            MomentumStatus::Absent { reason: this } => reason = reason.or(Some(this)),
+        }
+    }
+    if with > 0 {
+        let numbers: Vec<String> = numbers.into_iter().collect();
+        return Ok(format!("{with} of {all} parameters have a momentum coefficient: {}", numbers.join(", ")));
+    }
+    Err(match (all, reason) {
+        (0, _) | (_, None) => "no parameter has a gradient".to_owned(),
+        (1, Some(reason)) => reason.clone(),
+        // States differ by name alone; the others' reasons are in the JSON.
+        (_, Some(reason)) => format!("{all} parameters have none; the first: {reason}"),
+    })
 }
 
 /// What the controller can do with this step, and where it cannot, why.
@@ -292,6 +377,7 @@ fn actuators(step: &TrainStep) -> Vec<Actuator> {
                 n => format!("{} parameters by their update, {n} by the difference of new and old value", measured - n),
             }),
         ),
+        actuator("scale-momentum", momentum(step)),
         actuator(
             "gate",
             if unclassified.is_empty() {

@@ -122,7 +122,13 @@ pub fn verify(
 /// Policy, state and counters with which the controller changes nothing, whatever it sees.
 fn neutral_arrays(layout: &ControllerLayout, policy: &Policy) -> Result<Vec<Vec<u8>>, PolicyError> {
     let monitor = Policy::monitor();
-    let neutral = Policy { gate: monitor.gate, scale: monitor.scale, laws: monitor.laws, ..policy.clone() };
+    let neutral = Policy {
+        gate: monitor.gate,
+        scale: monitor.scale,
+        momentum: monitor.momentum,
+        laws: monitor.laws,
+        ..policy.clone()
+    };
     Ok(controller_arrays(layout, &neutral)?.into_iter().map(|a| a.bytes).collect())
 }
 

@@ -31,6 +31,34 @@ fn tiny() -> Module {
     module
 }
 
+/// The smallest step with momentum: `m' = 0.9·m + 0.1·g`, `w' = w + (-0.1)·m'`.
+fn tiny_with_momentum() -> Module {
+    let f32s = |dims: &[i64]| Shape::array(PrimitiveType::F32, dims);
+    let mut module = Module::new("tiny");
+    let sum = Builder::reducer(&mut module, "sum", Opcode::Add, PrimitiveType::F32).unwrap();
+    let mut b = Builder::at_entry(&mut module);
+    let w = b.parameter("w", f32s(&[4])).unwrap();
+    let m = b.parameter("m", f32s(&[4])).unwrap();
+    let x = b.parameter("x", f32s(&[4])).unwrap();
+    let product = b.multiply(w, x).unwrap();
+    let gradient = b.multiply(product, x).unwrap();
+    let times = |b: &mut Builder<'_>, x, factor| {
+        let factor = b.constant_f32(factor).unwrap();
+        let factor = b.broadcast_scalar_like(factor, x).unwrap();
+        b.multiply(x, factor).unwrap()
+    };
+    let old = times(&mut b, m, 0.9);
+    let share = times(&mut b, gradient, 0.1);
+    let moment = b.add(old, share).unwrap();
+    let update = times(&mut b, moment, -0.1);
+    let new = b.add(w, update).unwrap();
+    let square = b.multiply(product, product).unwrap();
+    let zero = b.constant_f32(0.0).unwrap();
+    let loss = b.reduce_all(square, zero, sum).unwrap();
+    module.set_outputs(&[new, moment, loss]).unwrap();
+    module
+}
+
 fn settings() -> insta::Settings {
     let mut settings = insta::Settings::clone_current();
     settings.set_snapshot_path("../snapshots");
@@ -86,6 +114,21 @@ fn each_estimator_on_a_small_module() {
         let text = measured.unwrap();
         settings().bind(|| insta::assert_snapshot!(format!("tiny-measured-by-{name}"), text));
     }
+}
+
+#[test]
+fn scaled_momentum_on_a_small_module() {
+    let mut module = tiny_with_momentum();
+    let mut policy = Policy::monitor();
+    policy.momentum.tensors.insert("*".into(), 1.0);
+    let mut text = None;
+    inject_observed(&mut module, &policy, InjectOptions::default(), &mut |pass, _, module| {
+        if pass == "scale-momentum" {
+            text = Some(normalised(module));
+        }
+    })
+    .unwrap();
+    settings().bind(|| insta::assert_snapshot!("tiny-after-scale-momentum", text.unwrap()));
 }
 
 #[test]

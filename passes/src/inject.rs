@@ -12,6 +12,7 @@ use crate::layout::ControllerLayout;
 use crate::measure_entropy::{MeasureEntropy, ReductionStyle};
 use crate::pass::{Changed, Context, Pass, PassError, Pipeline, PipelineError};
 use crate::policy::{Policy, PolicyError};
+use crate::scale_momentum::ScaleMomentum;
 use crate::scale_updates::ScaleUpdates;
 use crate::step::TrainStep;
 
@@ -68,7 +69,9 @@ fn add_control(pipeline: Pipeline, policy: &Policy, options: InjectOptions) -> P
     let measured = pipeline.with(measure).with(Control);
     // A select beside an update moves fusions, and with them the last bit of a rounding: what is not asked for is not
     // in the graph.
-    let scaled = if policy.scales() { measured.with(ScaleUpdates) } else { measured };
+    let momentum =
+        if policy.scales_momentum() { measured.with(ScaleMomentum { policy: policy.clone() }) } else { measured };
+    let scaled = if policy.scales() { momentum.with(ScaleUpdates) } else { momentum };
     scaled.with(Gate { policy: policy.clone() }).with(AppendState)
 }
 

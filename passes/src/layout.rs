@@ -37,6 +37,9 @@ pub struct ControllerLayout {
     pub scaled: bool,
     /// Which laws there are. Structure.
     pub laws: LawStructure,
+    /// Whether momentum coefficients pass through a scale. Structure.
+    #[serde(default)]
+    pub scaled_momentum: bool,
     /// The controlled tensors, in order.
     pub tensors: Vec<ControlledTensor>,
     /// Appended inputs, in order.
@@ -53,6 +56,9 @@ pub struct ControllerLayout {
     pub telemetry: Vec<Field>,
     /// What a refused step does with each state of the step; empty where nothing is gated.
     pub states: Vec<ClassifiedState>,
+    /// The momentum of each of [`ControllerLayout::tensors`]; empty where none is scaled.
+    #[serde(default)]
+    pub momentum: Vec<TensorMomentum>,
 }
 
 /// Which laws an injected module has.
@@ -96,6 +102,15 @@ pub struct ControlledTensor {
     pub measured: String,
     /// How its update is scaled; filled in by `scale-updates`.
     pub scaling: Option<Scaling>,
+}
+
+/// The momentum coefficients of a tensor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TensorMomentum {
+    /// Every coefficient that is scaled, where it is a constant, in the order of discovery.
+    pub coefficients: Vec<Option<f64>>,
+    /// Why none is scaled; absent where some is.
+    pub reason: Option<String>,
 }
 
 /// How an update is scaled.
@@ -253,6 +268,12 @@ pub(crate) const MICRO_BELOW: &str = "laws.micro.below";
 /// That of the logarithm of the factor of one raise, per tensor.
 pub(crate) const MICRO_FACTOR: &str = "laws.micro.log_factor";
 
+/// Names of the policy's fields on momentum, and of that in telemetry.
+pub(crate) const MOMENTUM_SCALE: &str = "momentum.scale";
+pub(crate) const MOMENTUM_CAP: &str = "momentum.cap";
+pub(crate) const MOMENTUM_TENSORS: &str = "momentum.tensors";
+pub(crate) const MOMENTUM: &str = "momentum";
+
 const COUNTERS: &[&str] = &[
     "steps",
     "accepted",
@@ -297,6 +318,7 @@ pub fn forgetting_rate(half_life: f64) -> f64 {
 /// Names and values of all numbers of a policy for these laws and tensors, in the order of `entropic.policy`.
 fn policy_numbers(
     laws: LawStructure,
+    scaled_momentum: bool,
     tensors: &[ControlledTensor],
     policy: &Policy,
 ) -> Result<Vec<(&'static str, Vec<f64>)>, PolicyError> {
@@ -314,6 +336,11 @@ fn policy_numbers(
         }
     }
     numbers.push((TENSOR_SCALES, policy.tensor_scales(names())?));
+    if scaled_momentum {
+        let momentum = &policy.momentum;
+        numbers.extend([(MOMENTUM_SCALE, vec![momentum.scale]), (MOMENTUM_CAP, vec![momentum.cap])]);
+        numbers.push((MOMENTUM_TENSORS, momentum.tensor_scales(&names().collect::<Vec<_>>())?));
+    }
     let said = policy.micro_tensors(names())?;
     if laws.micro {
         let micro = &policy.laws.micro;
@@ -345,8 +372,9 @@ impl ControllerLayout {
         let n = tensors.len();
         let with_global = n + 1;
         let laws = LawStructure::of(policy);
+        let scaled_momentum = policy.scales_momentum();
         let mut numbers = Fields(Vec::new());
-        for (name, values) in policy_numbers(laws, &tensors, policy)? {
+        for (name, values) in policy_numbers(laws, scaled_momentum, &tensors, policy)? {
             numbers.push(name, values.len(), values.first().copied().unwrap_or_default());
         }
 
@@ -394,6 +422,9 @@ impl ControllerLayout {
             telemetry.push("lr_scale", 1, 1.0);
             telemetry.push("momentum_scale", 1, 1.0);
         }
+        if scaled_momentum {
+            telemetry.push(MOMENTUM, n, 1.0);
+        }
 
         Ok(Self {
             format_version: LAYOUT_FORMAT_VERSION,
@@ -401,6 +432,7 @@ impl ControllerLayout {
             gated: policy.gates(),
             scaled: policy.scales(),
             laws,
+            scaled_momentum,
             tensors,
             inputs: Vec::new(),
             outputs: Vec::new(),
@@ -409,6 +441,7 @@ impl ControllerLayout {
             counters: counters.0,
             telemetry: telemetry.0,
             states: Vec::new(),
+            momentum: Vec::new(),
         })
     }
 
@@ -445,9 +478,36 @@ impl ControllerLayout {
             let name = |timing| if timing == Timing::Sync { "sync" } else { "delayed" };
             structure("laws.timing", &name(self.laws.timing), &name(wanted.timing))?;
         }
-        let numbers = policy_numbers(self.laws, &self.tensors, policy)?;
+        if !self.scaled_momentum && policy.scales_momentum() {
+            structure("momentum", &"nothing scaled", &"scaled momentum")?;
+        }
+        self.check_momentum(policy)?;
+        let numbers = policy_numbers(self.laws, self.scaled_momentum, &self.tensors, policy)?;
         #[allow(clippy::cast_possible_truncation, reason = "the device computes in f32")]
         Ok(numbers.into_iter().flat_map(|(_, values)| values).map(|v| v as f32).collect())
+    }
+
+    /// Refuses a policy that scales momentum where there is none.
+    ///
+    /// # Errors
+    ///
+    /// Where a pattern that names some tensors names one without momentum, or no tensor has any.
+    pub(crate) fn check_momentum(&self, policy: &Policy) -> Result<(), PolicyError> {
+        let tensors = self.tensors.iter().zip(&self.momentum);
+        let without: Vec<(&str, &str)> =
+            tensors.filter_map(|(t, m)| Some((t.name.as_str(), m.reason.as_deref()?))).collect();
+        let demanded = |&(name, reason): &(&str, &str)| {
+            Some((name.to_owned(), policy.momentum.demands(name)?.to_owned(), reason.to_owned()))
+        };
+        let refused: Vec<_> = without.iter().filter_map(demanded).collect();
+        if !refused.is_empty() {
+            return Err(PolicyError::NoMomentum { tensors: refused });
+        }
+        if !without.is_empty() && without.len() == self.tensors.len() {
+            let tensors = without.into_iter().map(|(name, reason)| (name.to_owned(), reason.to_owned())).collect();
+            return Err(PolicyError::NoMomentumAtAll { tensors });
+        }
+        Ok(())
     }
 
     /// The contents of `entropic.state` before the first step.

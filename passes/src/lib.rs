@@ -23,6 +23,8 @@ pub mod measure_entropy;
 
 pub mod control;
 
+pub mod scale_momentum;
+
 pub mod scale_updates;
 
 pub mod gate;

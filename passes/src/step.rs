@@ -60,6 +60,8 @@ pub struct Parameter {
     pub update: Update,
     /// States that belong to this parameter alone.
     pub moments: Vec<Moment>,
+    /// The coefficients of its first moments, or why there are none to scale.
+    pub momentum: MomentumStatus,
     /// How sure discovery is.
     pub confidence: Confidence,
     /// Why, in words.
@@ -73,6 +75,15 @@ impl Parameter {
         match &self.gradient {
             GradientStatus::Found(gradient) => Some(gradient),
             GradientStatus::Absent { .. } => None,
+        }
+    }
+
+    /// Its first moments; none where [`MomentumStatus::Absent`].
+    #[must_use]
+    pub fn found_momentum(&self) -> &[Momentum] {
+        match &self.momentum {
+            MomentumStatus::Found(found) => found,
+            MomentumStatus::Absent { .. } => &[],
         }
     }
 }
@@ -229,6 +240,87 @@ pub enum MomentOf {
     GradientSquared,
     /// Something else.
     Other,
+}
+
+/// Whether a parameter has a first moment whose coefficient can be scaled.
+#[derive(Debug, Clone)]
+pub enum MomentumStatus {
+    /// It has; most optimizers keep one.
+    Found(Vec<Momentum>),
+    /// It has none. Not an error, unless a policy demands it.
+    Absent {
+        /// Why, state by state.
+        reason: String,
+    },
+}
+
+/// A first moment m of a parameter: m' = b·m + c·x, where x follows the sign of the gradient, the update follows that
+/// of m, and b is one number below 1.
+#[derive(Debug, Clone)]
+pub struct Momentum {
+    /// Input number of m.
+    pub input: usize,
+    /// What c is.
+    pub form: MomentumForm,
+    /// b (and c, where it is 1 - b) in m' first, then in look-aheads.
+    pub coefficients: Vec<Coefficient>,
+}
+
+/// Forms of a first moment's recurrence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MomentumForm {
+    /// m' = b·m + (1 - b)·x, however written: `m + (1 - b)·(x - m)` is one, too.
+    Ema,
+    /// m' = b·m + c·x, where c does not follow b: a trace, a velocity.
+    HeavyBall,
+}
+
+/// A momentum coefficient b at one place, and all that multiplies by it there.
+#[derive(Debug, Clone)]
+pub struct Coefficient {
+    /// Where it is.
+    pub place: CoefficientPlace,
+    /// b, where it is a constant.
+    pub constant: Option<f64>,
+    /// b in the graph: a scalar, or an array that holds nothing else. Absent where only 1 - b is there.
+    pub decay: Option<Value>,
+    /// 1 - b in the graph, likewise.
+    pub complement: Option<Value>,
+    /// The operands that are b or 1 - b.
+    pub uses: Vec<CoefficientUse>,
+}
+
+/// Where a momentum coefficient stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CoefficientPlace {
+    /// In the moment's new value.
+    Moment,
+    /// In what the update looks at beyond it: x + b·m' (Nesterov), or b·m + (1 - b)·x with a b of its own (Lion).
+    LookAhead,
+}
+
+/// An operand that is a momentum coefficient.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CoefficientUse {
+    /// The multiplication.
+    pub instruction: InstructionId,
+    /// Which of its operands.
+    pub operand: usize,
+    /// Whether it is b or 1 - b.
+    pub part: CoefficientPart,
+    /// What reads the product as a part of this moment; whatever else reads it keeps the original.
+    pub readers: Vec<InstructionId>,
+}
+
+/// Whether an operand is b or 1 - b.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CoefficientPart {
+    /// b.
+    Decay,
+    /// 1 - b.
+    Complement,
 }
 
 /// How sure discovery is.

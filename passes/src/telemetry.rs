@@ -6,7 +6,7 @@
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::layout::{ControllerLayout, length};
+use crate::layout::{ControllerLayout, MOMENTUM, length};
 
 /// What one step had to tell.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -55,6 +55,8 @@ pub struct Telemetry {
     pub lr_scale: Option<f32>,
     /// What they make of the momentum; none where there is no law.
     pub momentum_scale: Option<f32>,
+    /// The scale of each tensor's momentum coefficients, in the layout's order; empty where the policy scales none.
+    pub momentum: Vec<f32>,
 }
 
 /// What is measured per tensor and of the whole gradient.
@@ -139,6 +141,7 @@ impl Telemetry {
             scales: array("scale")?.to_vec(),
             lr_scale: scalar("lr_scale").ok(),
             momentum_scale: scalar("momentum_scale").ok(),
+            momentum: slice(MOMENTUM).unwrap_or_default().to_vec(),
         })
     }
 }

@@ -96,6 +96,8 @@ pub struct ControlRecord {
     pub tensor_norm: Vec<f32>,
     /// Scale of each tensor's update.
     pub tensor_scale: Vec<f32>,
+    /// Scale of each tensor's momentum coefficients; empty where the policy scales none.
+    pub tensor_momentum: Vec<f32>,
 }
 
 /// JSON has no NaN: a number that is not finite is written as `null`.
@@ -158,6 +160,7 @@ impl From<Telemetry> for ControlRecord {
             tensor_entropy: t.tensors.iter().map(|m| m.entropy).collect(),
             tensor_norm: t.tensors.iter().map(|m| m.norm).collect(),
             tensor_scale: t.scales,
+            tensor_momentum: t.momentum,
         }
     }
 }

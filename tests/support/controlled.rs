@@ -38,6 +38,11 @@ impl Controlled {
         })
     }
 
+    /// From now on, the numbers of another policy.
+    pub fn obey(&mut self, policy: &Policy) {
+        self.policy = Array::vector(&self.layout.policy_vector(policy).unwrap());
+    }
+
     /// Runs one step; returns the step's own outputs. The controller's state must stay finite.
     pub fn run(&mut self, inputs: &[Array]) -> Vec<Array> {
         let own = [self.policy.clone(), self.state.clone(), self.counters.clone()];

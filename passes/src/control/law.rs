@@ -4,8 +4,11 @@ use hlo::build::ComparisonDirection as Is;
 use hlo::{InstructionId, Module, Opcode, PrimitiveType};
 
 use super::emit::{Array, Emitter};
-use super::{Controlled, Inputs};
-use crate::layout::{ControllerLayout, MICRO_BELOW, MICRO_FACTOR, NONE, TENSOR_SCALES};
+use super::{Controlled, Inputs, MomentumControl};
+use crate::layout::{
+    ControllerLayout, MICRO_BELOW, MICRO_FACTOR, MOMENTUM, MOMENTUM_CAP, MOMENTUM_SCALE, MOMENTUM_TENSORS, NONE,
+    TENSOR_SCALES,
+};
 use crate::pass::PassError;
 use crate::policy::Timing;
 
@@ -21,11 +24,12 @@ pub(super) fn emit(module: &mut Module, layout: &ControllerLayout, inputs: &Inpu
     follow_norm(e, &measured, &decision, &paused)?;
     let laws = laws(e, layout, &decision, ratio)?;
     let scales = scale(e, &laws)?;
+    let momentum = if layout.scaled_momentum { Some(scale_momentum(e, &laws)?) } else { None };
     e.part("state");
     let state = e.assemble(Array::State, "entropic.new_state")?;
     let counters = e.assemble(Array::Counters, "entropic.new_counters")?;
     let telemetry = tell(e, &measured, &decision, scales)?;
-    Ok(Controlled { applied: decision.applied, scales, state, counters, telemetry })
+    Ok(Controlled { applied: decision.applied, scales, momentum, state, counters, telemetry })
 }
 
 /// What this step's gradient is like; vectors have n + 1 elements.
@@ -646,6 +650,21 @@ fn scale(e: &mut Emitter<'_>, laws: &Laws) -> Made<InstructionId> {
     let factor = e.b.exp(log)?;
     let scaled = e.mul(base, factor)?;
     Ok(e.select(neutral, base, scaled)?)
+}
+
+fn scale_momentum(e: &mut Emitter<'_>, laws: &Laws) -> Made<MomentumControl> {
+    e.part("momentum");
+    let tensors = e.vector(Array::Policy, MOMENTUM_TENSORS)?;
+    let all = e.number(MOMENTUM_SCALE)?;
+    let mut scales = e.mul(tensors, all)?;
+    if let Some(log) = laws.momentum {
+        let neutral = e.is(log, Is::Eq, 0.0)?;
+        let factor = e.b.exp(log)?;
+        let moved = e.mul(scales, factor)?;
+        scales = e.select(neutral, scales, moved)?;
+    }
+    e.set(Array::Telemetry, MOMENTUM, scales);
+    Ok(MomentumControl { scales, cap: e.number(MOMENTUM_CAP)? })
 }
 
 fn tell(e: &mut Emitter<'_>, m: &Measured, d: &Decision, scales: InstructionId) -> Made<InstructionId> {

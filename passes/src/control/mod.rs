@@ -44,12 +44,23 @@ pub(crate) struct Controlled {
     pub(crate) applied: InstructionId,
     /// Scale of each tensor's update, the global one included, f32\[n\].
     pub(crate) scales: InstructionId,
+    /// How momentum is scaled, where the policy asks for it.
+    pub(crate) momentum: Option<MomentumControl>,
     /// The state's successor, f32\[S\].
     pub(crate) state: InstructionId,
     /// The counters' successor, s32\[C\].
     pub(crate) counters: InstructionId,
     /// f32\[T\].
     pub(crate) telemetry: InstructionId,
+}
+
+/// How momentum coefficients are scaled.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MomentumControl {
+    /// Scale of each tensor's coefficients, the one for all included, f32\[n\].
+    pub(crate) scales: InstructionId,
+    /// No coefficient is raised above this, f32\[\].
+    pub(crate) cap: InstructionId,
 }
 
 impl Pass for Control {

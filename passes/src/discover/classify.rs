@@ -303,7 +303,7 @@ impl<'f, 'g, 'm> Classifier<'f, 'g, 'm> {
 }
 
 /// Whether a counter starts again, instead of counting on for ever.
-fn wraps(graph: &Graph<'_>, state: &StateNode) -> bool {
+pub(super) fn wraps(graph: &Graph<'_>, state: &StateNode) -> bool {
     let mut stack = vec![state.new];
     let mut seen = BTreeSet::new();
     while let Some(id) = stack.pop() {

@@ -14,7 +14,9 @@ mod error;
 mod flow;
 mod gradient;
 mod graph;
+mod momentum;
 mod pair;
+mod parity;
 mod roles;
 mod update;
 
@@ -31,8 +33,8 @@ use self::graph::{Graph, NodeId, Op};
 use self::pair::{CarryPaths, Pair, Pairs};
 use self::roles::Roles;
 use crate::step::{
-    Confidence, GradientStatus, LinkKind, Moment, MomentForm, MomentOf, Pairing, Parameter, State, StateClass,
-    StateRole, TrainStep,
+    Confidence, GradientStatus, LinkKind, Moment, MomentumStatus, Pairing, Parameter, State, StateClass, StateRole,
+    TrainStep,
 };
 
 /// The train step of `module`: of its entry, or of the loop inside that carries the parameters.
@@ -154,6 +156,11 @@ fn in_loop(
             parameter.master = parameter.master.map(|m| leaves.get(&m).map_or(m, |p| p.input));
             for moment in &mut parameter.moments {
                 moment.input = leaves.get(&moment.input).map_or(moment.input, |p| p.input);
+            }
+            if let MomentumStatus::Found(found) = &mut parameter.momentum {
+                for momentum in found {
+                    momentum.input = leaves.get(&momentum.input).map_or(momentum.input, |p| p.input);
+                }
             }
         }
     }
@@ -367,6 +374,13 @@ fn parameter(flow: &Flow<'_, '_>, roles: &Roles, p: usize, state: &StateNode, ou
             flow.data[owner.new].then_some(Moment { input: owner.pair.input, form: m.form, of: m.of, decay: m.decay })
         })
         .collect();
+    let momentum = match &found {
+        Some(found) => {
+            let group = roles.groups.get(&p).map(Vec::as_slice).unwrap_or_default();
+            momentum::momentum(flow, found, (updated.old, updated.new), group)
+        }
+        None => MomentumStatus::Absent { reason: "it has no gradient".to_owned() },
+    };
     if found.is_some() {
         reasons.push(match moments.len() {
             0 => "every path from the data to its new value runs through the gradient".into(),
@@ -398,15 +412,8 @@ fn parameter(flow: &Flow<'_, '_>, roles: &Roles, p: usize, state: &StateNode, ou
         gradient,
         update: update.into_step(graph),
         moments,
+        momentum,
         confidence,
         reasons,
     }
-}
-
-/// Whether the parameter has a first moment whose coefficient could be scaled.
-#[must_use]
-pub fn has_momentum(parameter: &Parameter) -> bool {
-    parameter.moments.iter().any(|m| {
-        m.of == MomentOf::Gradient && matches!(m.form, MomentForm::Ema | MomentForm::HeavyBall | MomentForm::Scaled)
-    })
 }

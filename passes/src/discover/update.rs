@@ -41,7 +41,7 @@ impl FoundUpdate {
 }
 
 /// Strips selects and phis that choose between a new value and the old one; returns what is inside and the guards.
-fn strip_guards(graph: &Graph<'_>, new: NodeId, old: NodeId) -> (NodeId, Vec<NodeId>) {
+pub(super) fn strip_guards(graph: &Graph<'_>, new: NodeId, old: NodeId) -> (NodeId, Vec<NodeId>) {
     let mut guards = Vec::new();
     let mut at = new;
     loop {
@@ -261,18 +261,21 @@ fn total(terms: &[Term]) -> Option<f64> {
     terms.iter().map(|t| t.factors.is_empty().then_some(t.constant)).sum()
 }
 
+/// Whether `a` is computed as `1 - b`.
+pub(super) fn one_minus(graph: &Graph<'_>, a: NodeId, b: NodeId) -> bool {
+    let a = graph.strip_uniform(a);
+    graph.is(a, Opcode::Subtract)
+        && graph.pair(a).is_some_and(|(one, x)| {
+            graph.constant(one) == Some(1.0) && graph.strip_uniform(x) == graph.strip_uniform(b)
+        })
+}
+
 /// Dynamic coefficients `b` and `1 - b`, in either order, or `s + (1 - b)·(x - s)`.
 fn complementary(graph: &Graph<'_>, own: &[Term], other: &[Term]) -> bool {
-    let one_minus = |a: NodeId, b: NodeId| {
-        graph.is(a, Opcode::Subtract)
-            && graph.pair(a).is_some_and(|(one, x)| {
-                graph.constant(one) == Some(1.0) && graph.strip_uniform(x) == graph.strip_uniform(b)
-            })
-    };
     match (own, other) {
         ([a], [b]) => match (a.factors.as_slice(), b.factors.as_slice()) {
             (&[(Opcode::Multiply, x)], &[(Opcode::Multiply, y)]) => {
-                a.constant == 1.0 && b.constant == 1.0 && (one_minus(x, y) || one_minus(y, x))
+                a.constant == 1.0 && b.constant == 1.0 && (one_minus(graph, x, y) || one_minus(graph, y, x))
             }
             _ => false,
         },

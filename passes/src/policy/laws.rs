@@ -162,6 +162,14 @@ impl Default for PiPolicy {
     }
 }
 
+impl RulePolicy {
+    /// Whether it scales momentum.
+    #[must_use]
+    pub fn moves_momentum(&self) -> bool {
+        self.enabled && (self.momentum_low != 1.0 || self.momentum_high != 1.0)
+    }
+}
+
 impl LawsPolicy {
     /// Whether any law moves a learning rate.
     #[must_use]

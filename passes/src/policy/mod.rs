@@ -8,6 +8,7 @@
 
 mod entropy;
 mod laws;
+mod momentum;
 mod parse;
 mod pattern;
 
@@ -20,6 +21,7 @@ use crate::step::StateClass;
 
 pub use entropy::{EntropyPolicy, Estimator, TemperatureUnit};
 pub use laws::{LawsPolicy, MicroPolicy, MicroTensor, PiPolicy, RulePolicy, Timing};
+pub use momentum::MomentumPolicy;
 pub use pattern::Pattern;
 
 /// The version of the policy format that this crate reads and writes.
@@ -47,6 +49,8 @@ pub struct Policy {
     pub scale: ScalePolicy,
     /// How entropies move learning rate and momentum.
     pub laws: LawsPolicy,
+    /// By how much momentum coefficients are scaled.
+    pub momentum: MomentumPolicy,
     /// Classes of states by tree-path pattern; they override what discovery says.
     pub states: BTreeMap<String, AssignedClass>,
 }
@@ -172,6 +176,7 @@ impl Default for Policy {
             gate: GatePolicy::default(),
             scale: ScalePolicy::default(),
             laws: LawsPolicy::default(),
+            momentum: MomentumPolicy::default(),
             states: BTreeMap::new(),
         }
     }
@@ -281,6 +286,28 @@ pub enum PolicyError {
         /// The other.
         second: String,
     },
+    /// Tensors whose momentum a pattern scales, and that have none.
+    #[error(
+        "the policy scales the momentum of tensors that have none to scale:\n{}\nname only tensors that have one; \
+         `entropic inspect` lists them",
+        tensors.iter().map(|(name, pattern, reason)| format!("  {name} (`momentum.tensors.{pattern:?}`): {reason}"))
+            .collect::<Vec<_>>().join("\n")
+    )]
+    NoMomentum {
+        /// Name, pattern and reason of each.
+        tensors: Vec<(String, String, String)>,
+    },
+    /// A policy that scales momentum, and a step without any.
+    #[error(
+        "the policy scales momentum, and no tensor of this step has a coefficient to scale:\n{}\ntake `[momentum]` \
+         out of the policy and set `laws.rule.momentum_low` and `momentum_high` to 1, or train with an optimizer that has \
+         momentum",
+        tensors.iter().map(|(name, reason)| format!("  {name}: {reason}")).collect::<Vec<_>>().join("\n")
+    )]
+    NoMomentumAtAll {
+        /// Name and reason of each.
+        tensors: Vec<(String, String)>,
+    },
     /// Other structure than the injected module has.
     #[error(
         "the module was injected with {key} = {injected}, and the policy says {wanted}; this shapes the graph, so \
@@ -326,6 +353,12 @@ impl Policy {
     #[must_use]
     pub fn scales(&self) -> bool {
         self.laws.any() || self.scale.global != 1.0 || !self.scale.tensors.is_empty()
+    }
+
+    /// Whether momentum coefficients are scaled at all: by the rule, a factor other than 1, or any pattern. Structure.
+    #[must_use]
+    pub fn scales_momentum(&self) -> bool {
+        self.momentum.scales() || self.laws.rule.moves_momentum()
     }
 
     /// Whether any update can be refused: if not, no gate is emitted.
@@ -378,6 +411,7 @@ impl Policy {
         for (pattern, &value) in &self.scale.tensors {
             scale(&format!("scale.tensors.{pattern:?}"), value)?;
         }
+        self.momentum.validate(check)?;
         self.laws.validate(check)
     }
 

@@ -69,6 +69,7 @@ const SCHEMA: Table = Table {
             },
         ),
         ("scale", Table { keys: &["global"], tables: &[("tensors", OPEN)], open: false }),
+        ("momentum", Table { keys: &["scale", "cap"], tables: &[("tensors", OPEN)], open: false }),
         ("states", OPEN),
     ],
     open: false,
