@@ -1,8 +1,8 @@
 //! Every error path, on a plugin that fails, lacks functions, or breaks the contract on demand.
 
+use std::cell::Cell;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Once;
 
 use crate::sys::abi::FUNCTIONS;
 use crate::sys::fake::{self, Behaviour, Shape};
@@ -10,6 +10,12 @@ use crate::{
     ApiVersion, Client, Code, CompileOptions, ElementType, Error, ExecuteOptions, LoadFailure, NamedValue, Plugin,
     Program, Result,
 };
+
+/// Starts over, with these behaviours and no warnings.
+fn reset(behaviour: &[(&'static str, Behaviour)]) {
+    Warnings::watch();
+    fake::reset(behaviour);
+}
 
 fn plugin(shape: &Shape<'_>) -> Result<Plugin> {
     let api = fake::open(shape).map_err(|reason| Error::Load { path: "fake".into(), reason })?;
@@ -50,7 +56,7 @@ fn client(plugin: &Plugin) -> Result<Client> {
 }
 
 fn run(behaviour: &[(&'static str, Behaviour)]) -> Result<()> {
-    fake::reset(behaviour);
+    reset(behaviour);
     tour(&Shape::default())
 }
 
@@ -85,7 +91,7 @@ fn the_tour_calls_everything() {
 
 #[test]
 fn what_a_sound_plugin_says_is_passed_on() {
-    fake::reset(&[]);
+    reset(&[]);
     let plugin = plugin(&Shape::default()).unwrap();
     // A value of a kind that nobody knows is left out; any byte but zero is true.
     let expected = [
@@ -138,7 +144,7 @@ fn every_function_may_fail() {
 #[test]
 fn every_function_may_be_absent() {
     for name in ordinary_functions() {
-        fake::reset(&[]);
+        reset(&[]);
         let error = tour(&Shape { absent: &[name], ..Shape::default() }).unwrap_err();
         check_clean(name);
         assert_eq!((error.code(), error.function()), (Code::Unimplemented, Some(name)));
@@ -150,7 +156,7 @@ fn a_table_may_end_anywhere() {
     for &(name, slot) in FUNCTIONS.iter().filter(|(name, _)| !is_destroy(name)) {
         // One byte short of the slot's end: the slot does not exist.
         for size in [fake::size_before(slot), fake::size_before(slot + 1) - 1] {
-            fake::reset(&[]);
+            reset(&[]);
             let error = tour(&Shape { size: Some(size), ..Shape::default() }).unwrap_err();
             assert_eq!(error.code(), Code::Unimplemented, "{error}");
             let missed = FUNCTIONS.iter().find(|(known, _)| Some(*known) == error.function()).unwrap().1;
@@ -158,7 +164,7 @@ fn a_table_may_end_anywhere() {
         }
     }
     let (_, last) = FUNCTIONS.last().unwrap();
-    fake::reset(&[]);
+    reset(&[]);
     tour(&Shape { size: Some(fake::size_before(last + 1)), ..Shape::default() }).unwrap();
 }
 
@@ -214,7 +220,7 @@ fn absurd_outputs_are_not_believed() {
         assert!(error.to_string().contains(part), "{error} lacks {part:?}");
     }
     // A negative dimension reads well and is no size.
-    fake::reset(&[("PJRT_Buffer_Dimensions", Behaviour::Absurd)]);
+    reset(&[("PJRT_Buffer_Dimensions", Behaviour::Absurd)]);
     let client = client(&plugin(&Shape::default()).unwrap()).unwrap();
     let buffer = client.scalar(1_i32, client.device(0).unwrap()).unwrap();
     assert!(buffer.to_vec().unwrap_err().to_string().contains("no valid shape"));
@@ -224,7 +230,7 @@ fn absurd_outputs_are_not_believed() {
 fn errors_that_cannot_be_read() {
     let fail = |code, message| ("PJRT_Client_Create", Behaviour::Fail { code, message });
     let check = |behaviour: &[(&'static str, Behaviour)], absent: &[&str], code, message: &str, left: usize| {
-        fake::reset(behaviour);
+        reset(behaviour);
         let error = tour(&Shape { absent, ..Shape::default() }).unwrap_err();
         assert_eq!(error.code(), code);
         assert_eq!(
@@ -263,26 +269,36 @@ fn a_drop_that_fails_is_logged() {
     for (name, _) in FUNCTIONS.iter().filter(|(name, _)| is_destroy(name) && !is_about_errors(name)) {
         let failing = [(*name, Behaviour::Fail { code: 13, message: b"stuck" })];
         for (behaviour, absent) in [(&failing[..], &[][..]), (&[], &[*name])] {
-            fake::reset(behaviour);
-            let warnings = Warnings::default();
-            let result =
-                tracing::subscriber::with_default(warnings.clone(), || tour(&Shape { absent, ..Shape::default() }));
-            result.unwrap();
+            reset(behaviour);
+            tour(&Shape { absent, ..Shape::default() }).unwrap();
             // One more comes with every list of named values, for its value of an unknown kind.
             let left = fake::with(|state| state.leftovers()).0.len();
             assert!(left > 0, "{name} did not fail");
-            assert_eq!(warnings.count(), left + 2, "{name}");
+            assert_eq!(Warnings::count(), left + 2, "{name}");
         }
     }
 }
 
-/// Counts warnings.
-#[derive(Clone, Default)]
-struct Warnings(Arc<AtomicUsize>);
+/// Counts the warnings of each thread.
+///
+/// It is the default of all threads, and from before any of them calls the library: a thread without a subscriber of
+/// its own that reaches a callsite first can turn that callsite off for the others, which a subscriber of one thread
+/// cannot prevent.
+struct Warnings;
+
+thread_local! {
+    static WARNINGS: Cell<usize> = const { Cell::new(0) };
+}
 
 impl Warnings {
-    fn count(&self) -> usize {
-        self.0.load(Ordering::SeqCst)
+    fn watch() {
+        static ONCE: Once = Once::new();
+        ONCE.call_once(|| tracing::subscriber::set_global_default(Warnings).unwrap());
+        WARNINGS.set(0);
+    }
+
+    fn count() -> usize {
+        WARNINGS.get()
     }
 }
 
@@ -297,7 +313,7 @@ impl tracing::Subscriber for Warnings {
     fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
     fn event(&self, event: &tracing::Event<'_>) {
         if *event.metadata().level() == tracing::Level::WARN {
-            self.0.fetch_add(1, Ordering::SeqCst);
+            WARNINGS.set(WARNINGS.get() + 1);
         }
     }
     fn enter(&self, _: &tracing::span::Id) {}
@@ -326,7 +342,7 @@ fn tables_that_are_refused() {
 
 #[test]
 fn options_and_arguments_arrive() {
-    fake::reset(&[]);
+    reset(&[]);
     let plugin = plugin(&Shape::default()).unwrap();
     let options: [(&str, NamedValue); 6] = [
         ("text", "word".into()),
@@ -362,7 +378,7 @@ fn options_and_arguments_arrive() {
 
 #[test]
 fn refusals_do_not_reach_the_plugin() {
-    fake::reset(&[]);
+    reset(&[]);
     let client = client(&plugin(&Shape::default()).unwrap()).unwrap();
     let device = client.device(0).unwrap();
     let step = client.compile(&Program::hlo(b"module"), &CompileOptions::default()).unwrap();
