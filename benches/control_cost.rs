@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Result;
 use entropic::bundle::Bundle;
@@ -13,15 +13,9 @@ use passes::Policy;
 use support::Bare;
 
 fn main() -> Result<()> {
-    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
-    // Cargo passes `--bench`.
-    let mut bundles: Vec<_> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).map(PathBuf::from).collect();
-    if bundles.is_empty() {
-        bundles = vec![models.join("mlp"), models.join("gpt-nano")];
-    }
     let mut scaled = Policy::default();
     scaled.scale.tensors.insert("*".to_owned(), 1.0);
-    for path in bundles {
+    for path in support::bundles(&["mlp", "gpt-nano"]) {
         for (name, policy) in
             [("monitor", Policy::monitor()), ("default", Policy::default()), ("scaled", scaled.clone())]
         {

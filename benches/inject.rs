@@ -4,8 +4,9 @@
 //! 150 ms for 12 layers, and at most 12 times that for 120; `python -m entropic_export.bundles gpt2-small --layers 120
 //! --out DIR` makes a bundle of 120 (see models/README.md), which is given here.
 
+mod support;
+
 use std::hint::black_box;
-use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use criterion::Criterion;
@@ -13,14 +14,8 @@ use hlo::Module;
 use passes::{InjectOptions, Policy, inject};
 
 fn main() -> Result<()> {
-    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
-    // Cargo passes `--bench`.
-    let mut bundles: Vec<_> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).map(PathBuf::from).collect();
-    if bundles.is_empty() {
-        bundles = vec![models.join("gpt2-small"), models.join("gpt2-small-clip")];
-    }
     let mut criterion = Criterion::default().sample_size(20);
-    for bundle in bundles {
+    for bundle in support::bundles(&["gpt2-small", "gpt2-small-clip"]) {
         let file = bundle.join("module.hlo.pb");
         let bytes = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
         injected(&bytes)?;

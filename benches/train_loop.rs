@@ -3,12 +3,12 @@
 //! Both run the same executable in the same process. The bare loop passes one batch again and again, reads nothing, and
 //! waits for the last step only.
 //!
-//! `cargo bench --bench train_loop [-- BUNDLE]`; the bundle is `models/gpt-nano` if none is given.
+//! `cargo bench --bench train_loop [-- BUNDLE...]`; `models/gpt-nano` if none is given.
 
 mod support;
 
 use std::cell::RefCell;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
@@ -21,10 +21,14 @@ use support::Bare;
 const PROMISED: f64 = 0.98;
 
 fn main() -> Result<()> {
-    // Cargo passes `--bench`.
-    let given = std::env::args().skip(1).find(|a| !a.starts_with("--"));
-    let path = given.map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("models/gpt-nano"), PathBuf::from);
-    let bundle = Bundle::open(&path)?;
+    for path in support::bundles(&["gpt-nano"]) {
+        compare(&path)?;
+    }
+    Ok(())
+}
+
+fn compare(path: &Path) -> Result<()> {
+    let bundle = Bundle::open(path)?;
     let folder = tempfile::tempdir()?;
     let trainer = RefCell::new(Trainer::new(support::setup(bundle.clone(), &folder.path().join("run"))?));
     let mut bare = Bare::new(trainer.borrow().setup(), &bundle)?;

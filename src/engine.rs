@@ -81,12 +81,6 @@ impl Engine {
         Ok(Self { client, device })
     }
 
-    /// The client.
-    #[must_use]
-    pub fn client(&self) -> &Client {
-        &self.client
-    }
-
     /// The plugin.
     #[must_use]
     pub fn plugin(&self) -> &Plugin {

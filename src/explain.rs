@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use passes::Policy;
 use passes::policy::{TargetKind, Votes};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 use crate::train::{ControlRecord, GateReason, StepRecord};
@@ -120,24 +121,34 @@ fn read_run(folder: &Path) -> Result<Run, ExplainError> {
     Ok(run)
 }
 
+fn parse<T: DeserializeOwned>(path: &Path, line: usize, text: &str) -> Result<T, ExplainError> {
+    let damaged = |e: serde_json::Error| ExplainError::Document { path: path.to_owned(), line, message: e.to_string() };
+    serde_json::from_str(text).map_err(damaged)
+}
+
+/// What tells the steps of a run apart, without the rest of their records.
+#[derive(Debug, Deserialize)]
+struct StepNumber {
+    step: u64,
+}
+
 /// The record of a step, and of the one before it.
 fn read_steps(folder: &Path, step: u64) -> Result<(Option<StepRecord>, StepRecord), ExplainError> {
     let path = folder.join("metrics.jsonl");
     let failed = |source| ExplainError::Read { path: path.clone(), source };
     let mut before = None;
+    let mut last = None;
     for (number, line) in (1..).zip(BufReader::new(File::open(&path).map_err(failed)?).lines()) {
         let line = line.map_err(failed)?;
-        let record: StepRecord = serde_json::from_str(&line).map_err(|e| ExplainError::Document {
-            path: path.clone(),
-            line: number,
-            message: e.to_string(),
-        })?;
-        if record.step == step {
-            return Ok((before, record));
+        let StepNumber { step: found } = parse(&path, number, &line)?;
+        if found == step {
+            let before = before.map(|line: String| parse(&path, number - 1, &line)).transpose()?;
+            return Ok((before, parse(&path, number, &line)?));
         }
-        before = Some(record);
+        before = Some(line);
+        last = Some(found);
     }
-    Err(ExplainError::NoStep { run: folder.to_owned(), step, last: before.map(|b| b.step) })
+    Err(ExplainError::NoStep { run: folder.to_owned(), step, last })
 }
 
 fn tell(

@@ -6,14 +6,13 @@
 #![allow(dead_code, unreachable_pub, reason = "each benchmark uses a part of this module")]
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use entropic::bundle::Bundle;
 use entropic::bundle::manifest::InputRole;
 use entropic::train::{Options, Setup, Silent};
-use passes::Policy;
 use pjrt::Buffer;
 
 /// Pairs of stretches, after one that is not counted.
@@ -68,23 +67,26 @@ pub fn ratio(mut first: impl FnMut(u64) -> Result<f64>, mut second: impl FnMut(u
     Ok(Ratio { median: at(0.5), interval: [at(0.5 - spread), at(0.5 + spread)], pairs: ratios.len(), steps })
 }
 
-/// The options of a run on this repository's own text; the run's folder is inside `folder`.
-pub fn options(bundle: Bundle, policy: Option<Policy>, folder: &Path) -> Options {
+/// The bundles that the command line names, to which cargo adds `--bench`, or these in `models`.
+pub fn bundles(default: &[&str]) -> Vec<PathBuf> {
+    let given: Vec<_> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).map(PathBuf::from).collect();
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
+    if given.is_empty() { default.iter().map(|name| models.join(name)).collect() } else { given }
+}
+
+/// An uncontrolled run that is ready for its first step, on this repository's own text; its folder is inside `folder`.
+pub fn setup(bundle: Bundle, folder: &Path) -> Result<Setup> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    Options {
+    let options = Options {
         bundle,
-        policy,
+        policy: None,
         data: vec![root.join("src"), root.join("passes"), root.join("crates")],
         steps: 0,
         seed: 0,
         plugin: "cpu".to_owned(),
         out: Some(folder.to_owned()),
-    }
-}
-
-/// A run that is ready for its first step, on this repository's own text.
-pub fn setup(bundle: Bundle, folder: &Path) -> Result<Setup> {
-    Ok(Setup::new(&options(bundle, None, folder), &mut Silent)?)
+    };
+    Ok(Setup::new(&options, &mut Silent)?)
 }
 
 /// The bare execute loop: its own copy of the state, one batch, nothing read; only the last step is waited for.

@@ -38,7 +38,6 @@ pub struct ControllerLayout {
     /// Which laws there are. Structure.
     pub laws: LawStructure,
     /// Whether momentum coefficients pass through a scale. Structure.
-    #[serde(default)]
     pub scaled_momentum: bool,
     /// The controlled tensors, in order.
     pub tensors: Vec<ControlledTensor>,
@@ -57,7 +56,6 @@ pub struct ControllerLayout {
     /// What a refused step does with each state of the step; empty where nothing is gated.
     pub states: Vec<ClassifiedState>,
     /// The momentum of each of [`ControllerLayout::tensors`]; empty where none is scaled.
-    #[serde(default)]
     pub momentum: Vec<TensorMomentum>,
 }
 
@@ -224,22 +222,26 @@ const LAW_FIELDS: &[(&str, PolicyGetter)] =
 const MICRO_FIELDS: &[(&str, PolicyGetter)] =
     &[("laws.micro.relax", |p| p.laws.micro.relax), ("laws.micro.period", |p| f64::from(p.laws.micro.period))];
 
-// A law that is in the module and off in the policy multiplies by 1.
+/// What a law multiplies or adds: a law that is in the module and off in the policy does neither.
+fn only_if(enabled: bool, value: f64) -> f64 {
+    if enabled { value } else { 0.0 }
+}
+
 const RULE_FIELDS: &[(&str, PolicyGetter)] = &[
     ("laws.rule.low", |p| p.laws.rule.low),
     ("laws.rule.high", |p| p.laws.rule.high),
-    ("laws.rule.lr_low", |p| if p.laws.rule.enabled { p.laws.rule.lr_low.ln() } else { 0.0 }),
-    ("laws.rule.lr_high", |p| if p.laws.rule.enabled { p.laws.rule.lr_high.ln() } else { 0.0 }),
-    ("laws.rule.momentum_low", |p| if p.laws.rule.enabled { p.laws.rule.momentum_low.ln() } else { 0.0 }),
-    ("laws.rule.momentum_high", |p| if p.laws.rule.enabled { p.laws.rule.momentum_high.ln() } else { 0.0 }),
+    ("laws.rule.lr_low", |p| only_if(p.laws.rule.enabled, p.laws.rule.lr_low.ln())),
+    ("laws.rule.lr_high", |p| only_if(p.laws.rule.enabled, p.laws.rule.lr_high.ln())),
+    ("laws.rule.momentum_low", |p| only_if(p.laws.rule.enabled, p.laws.rule.momentum_low.ln())),
+    ("laws.rule.momentum_high", |p| only_if(p.laws.rule.enabled, p.laws.rule.momentum_high.ln())),
     ("laws.rule.momentum_log_max", |p| p.laws.rule.momentum_max.ln()),
     ("laws.rule.relax", |p| p.laws.rule.relax),
     ("laws.rule.period", |p| f64::from(p.laws.rule.period)),
 ];
 
 const PI_FIELDS: &[(&str, PolicyGetter)] = &[
-    ("laws.pi.kp", |p| if p.laws.pi.enabled { p.laws.pi.kp } else { 0.0 }),
-    ("laws.pi.ki", |p| if p.laws.pi.enabled { p.laws.pi.ki } else { 0.0 }),
+    ("laws.pi.kp", |p| only_if(p.laws.pi.enabled, p.laws.pi.kp)),
+    ("laws.pi.ki", |p| only_if(p.laws.pi.enabled, p.laws.pi.ki)),
     ("laws.pi.period", |p| f64::from(p.laws.pi.period)),
 ];
 

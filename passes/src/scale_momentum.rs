@@ -22,9 +22,7 @@
 use std::collections::BTreeMap;
 
 use hlo::build::{Builder, Built, ComparisonDirection};
-use hlo::proto::HloInstructionProto;
-use hlo::proto::hlo_instruction_proto::SliceDimensions;
-use hlo::{InstructionId, Module, Opcode, PrimitiveType, Shape};
+use hlo::{InstructionId, Module, PrimitiveType};
 
 use crate::control::MomentumControl;
 use crate::layout::TensorMomentum;
@@ -186,9 +184,7 @@ fn scalar(b: &mut Builder<'_>, value: Value, wide: PrimitiveType) -> Made<Instru
     let first = if rank == 0 {
         array
     } else {
-        let range = SliceDimensions { start: 0, limit: 1, stride: 1, ..Default::default() };
-        let attributes = HloInstructionProto { slice_dimensions: vec![range; rank], ..Default::default() };
-        let corner = b.emit_with(Opcode::Slice, &[array], Shape::default(), attributes, Vec::new())?;
+        let corner = b.slice(array, &vec![(0, 1); rank])?;
         b.reshape(corner, &[])?
     };
     Ok(b.convert(first, wide)?)

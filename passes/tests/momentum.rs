@@ -227,6 +227,18 @@ fn of_small(module: &Module) -> String {
     told(&discover(module).unwrap().parameters[0], &[])
 }
 
+/// An average in f32 that is kept in bf16.
+fn narrow_average() -> Module {
+    small(&[PrimitiveType::BF16], |s| {
+        let old = s.scaled(s.s[0], 0.9);
+        let old = s.b.convert(old, F32).unwrap();
+        let new = s.scaled(s.g, 0.1);
+        let m = s.sum(old, new);
+        let stored = s.b.convert(m, PrimitiveType::BF16).unwrap();
+        vec![s.down(m), stored]
+    })
+}
+
 #[test]
 fn every_way_to_write_it_is_understood() {
     let lerp = small(&[F32], |s| {
@@ -249,15 +261,7 @@ fn every_way_to_write_it_is_understood() {
         vec![s.down(m), m]
     });
     assert_eq!(of_small(&both), "heavy-ball 0.9");
-    let narrow = small(&[PrimitiveType::BF16], |s| {
-        let old = s.scaled(s.s[0], 0.9);
-        let old = s.b.convert(old, F32).unwrap();
-        let new = s.scaled(s.g, 0.1);
-        let m = s.sum(old, new);
-        let stored = s.b.convert(m, PrimitiveType::BF16).unwrap();
-        vec![s.down(m), stored]
-    });
-    assert_eq!(of_small(&narrow), "ema 0.9");
+    assert_eq!(of_small(&narrow_average()), "ema 0.9");
 }
 
 #[test]
@@ -609,15 +613,7 @@ fn no_coefficient_is_raised_above_the_cap_or_reaches_one() {
         }
     }
     // 0.9999 rounds to 1 in bf16; the coefficient becomes the largest number below 1 instead.
-    let narrow = small(&[PrimitiveType::BF16], |s| {
-        let old = s.scaled(s.s[0], 0.9);
-        let old = s.b.convert(old, F32).unwrap();
-        let new = s.scaled(s.g, 0.1);
-        let m = s.sum(old, new);
-        let stored = s.b.convert(m, PrimitiveType::BF16).unwrap();
-        vec![s.down(m), stored]
-    });
-    let mut step = Controlled::new(&narrow, &policy("[momentum]\nscale = 2.0\ncap = 0.9999")).unwrap();
+    let mut step = Controlled::new(&narrow_average(), &policy("[momentum]\nscale = 2.0\ncap = 0.9999")).unwrap();
     let ones = Array { element_type: pjrt::ElementType::Bf16, dims: vec![4], bytes: [0x80, 0x3f].repeat(4) };
     let w = Array::vector(&[1.0, 2.0, 3.0, 4.0]);
     // With x = 0 the gradient is zero, and m' is b'.

@@ -185,10 +185,17 @@ impl<'a> Emitter<'a> {
         self.b.reduce_all(x, zero, self.sum)
     }
 
-    /// A vector and one more element.
-    pub(super) fn append(&mut self, vector: InstructionId, scalar: InstructionId) -> Built {
-        let last = self.b.reshape(scalar, &[1])?;
-        self.b.concatenate(&[vector, last], 0)
+    /// The last element of a vector: that of the whole gradient.
+    pub(super) fn whole(&mut self, vector: InstructionId) -> Built {
+        let last = self.b.shape(vector)?.num_elements() as i64 - 1;
+        self.b.element(vector, last)
+    }
+
+    /// Sets a field of telemetry to a flag or count.
+    pub(super) fn show(&mut self, name: &str, value: InstructionId) -> Result<(), BuildError> {
+        let shown = self.b.convert(value, PrimitiveType::F32)?;
+        self.set(Array::Telemetry, name, shown);
+        Ok(())
     }
 
     /// A counter of the state plus one where `event` holds.

@@ -6,24 +6,33 @@
 //!
 //! * **entropy** E = h / ln n, or h / ln bins for `histogram`, in \[0, 1\]. A tensor is *active*
 //!   where S is a normal number, h is finite and n > 1; an inactive one moves nothing below;
-//! * **decision**: a step is refused when ΣS is not finite, or when the norm √ΣS
-//!   exceeds a multiple of its running mean, each if the policy says so. It is *accepted*
-//!   when it is finite and not refused for its norm: only accepted steps enter what follows;
+//! * **decision**: the norm gate votes against a step whose norm √ΣS exceeds a multiple of its running mean, the
+//!   entropy gate against one whose global E leaves a band around the target as it was before the step. A step is
+//!   refused when ΣS is not finite, or when one or all of the gates that are on vote so, as the policy says. It is
+//!   *accepted* when it is finite and not refused: only accepted steps enter what follows;
 //! * **smoothed**: mean of E over the last W accepted steps, rows of a shift register;
 //! * **mean**: exponentially forgetting, bias-corrected: with rate r, weight q ← q + r(1 − q)
 //!   and m ← m + (r/q)(E − m), summed with Kahan's carry, since r is small;
-//! * **target**: set to m at the first calibration and then every so many accepted steps;
-//!   held in between. **ratio** = smoothed / target;
-//! * **re-arming**: after `max_pause` refusals for norm since the last accepted step, the norm's
-//!   running mean becomes the mean of the refused norms. Non-finite steps in between neither
-//!   count nor reset; `max_pause` of them in a row raise `stop`, and are never admitted.
+//! * **target**: a fixed value, or m as of the first calibration and then of every so many accepted steps, held in
+//!   between; times a factor that may decay with every accepted step and starts again with a calibration.
+//!   **ratio** = smoothed / target;
+//! * **re-arming**: after `max_pause` refusals by gates since the last accepted step, the norm's running mean becomes
+//!   the mean of the refused norms, and the global mean and target become the mean of the refused entropies. Non-finite
+//!   steps in between neither count nor reset; `max_pause` of them in a row raise `stop`, and are never admitted;
+//! * **laws**: `micro` raises the logarithm of a tensor's scale while its ratio is low; `rule` moves those of learning
+//!   rate and momentum while the global ratio leaves a band; `pi` sets that of the learning rate from the logarithm of
+//!   the global ratio and its sum, which stands still where it would push further out of the clamp. Each acts on some of
+//!   the accepted steps and is clamped; their scales are of this step, or of the one before where control is delayed.
 //!
 //! Every element of the state is chosen by `select` between its old bits and a
 //! finite new value, so that no NaN enters. Absent values are −1. Numbers of the
 //! policy are read from the policy vector; see [`layout`](crate::layout) for all fields.
 
+mod decision;
 mod emit;
+mod history;
 mod law;
+mod scales;
 
 use hlo::build::Builder;
 use hlo::{InstructionId, Module, PrimitiveType, Shape};

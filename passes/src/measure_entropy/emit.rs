@@ -174,12 +174,6 @@ impl<'m> Emitter<'m> {
         self.b.reduce_all(x, self.zero, reducer)
     }
 
-    /// A vector and one more element.
-    pub(super) fn append(&mut self, vector: InstructionId, scalar: InstructionId) -> Built {
-        let last = self.b.reshape(scalar, &[1])?;
-        self.b.concatenate(&[vector, last], 0)
-    }
-
     /// −p ln p, elementwise, 0 where p is no normal number.
     pub(super) fn surprise(&mut self, p: InstructionId) -> Built {
         let log = self.b.log(p)?;

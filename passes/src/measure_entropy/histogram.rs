@@ -17,7 +17,6 @@
 //! every style, since it must not accumulate naively.
 
 use hlo::build::{BuildError, Built, ComparisonDirection};
-use hlo::proto::hlo_instruction_proto::SliceDimensions;
 use hlo::proto::{HloInstructionProto, LiteralProto};
 use hlo::{InstructionId, Opcode, PrimitiveType, Shape};
 
@@ -111,9 +110,7 @@ fn counts(e: &mut Emitter<'_>, reached: InstructionId, gradients: &[Gradient], b
 /// The first columns of a matrix.
 fn columns(e: &mut Emitter<'_>, x: InstructionId, limit: i64) -> Built {
     let rows = e.b.shape(x)?.dims().first().copied().unwrap_or(1);
-    let range = |limit| SliceDimensions { start: 0, limit, stride: 1, ..Default::default() };
-    let attributes = HloInstructionProto { slice_dimensions: vec![range(rows), range(limit)], ..Default::default() };
-    e.b.emit_with(Opcode::Slice, &[x], Shape::default(), attributes, Vec::new())
+    e.b.slice(x, &[(0, rows), (0, limit)])
 }
 
 /// Counts of all tensors together, s64\[1, bins\].

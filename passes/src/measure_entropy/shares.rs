@@ -83,7 +83,7 @@ pub(super) fn emit(e: &mut Emitter<'_>, gradients: &[Gradient], mass: Mass) -> R
     let shares: Vec<_> = sums.iter().map(|s| s.shares).collect();
     let nats = nats(e, mass, masses, weighted, &shares)?;
     let whole = whole(e, masses, nats)?;
-    Ok(Measured { energy, nats: e.append(nats, whole)? })
+    Ok(Measured { energy, nats: e.b.append(nats, whole)? })
 }
 
 fn tensor(e: &mut Emitter<'_>, gradient: &Gradient, mass: Mass) -> Result<Sums, BuildError> {

@@ -94,8 +94,8 @@ pub(super) fn emit(
     let whole_partition = e.total(scaled)?;
     let whole_weighted = e.total(moved)?;
 
-    let partitions = e.append(partitions, whole_partition)?;
-    let weighted = e.append(weighted, whole_weighted)?;
+    let partitions = e.b.append(partitions, whole_partition)?;
+    let weighted = e.b.append(weighted, whole_weighted)?;
     let log = e.b.log(partitions)?;
     let mean = e.b.divide(weighted, partitions)?;
     Ok(Measured { energy, nats: e.b.subtract(log, mean)? })

@@ -225,8 +225,18 @@ impl Builder<'_> {
     ///
     /// Where the range does not lie in it.
     pub fn slice_vector(&mut self, x: InstructionId, start: i64, limit: i64) -> Built {
-        let range = SliceDimensions { start, limit, stride: 1, ..Default::default() };
-        let attributes = HloInstructionProto { slice_dimensions: vec![range], ..Default::default() };
+        self.slice(x, &[(start, limit)])
+    }
+
+    /// Elements `start..limit` of each dimension.
+    ///
+    /// # Errors
+    ///
+    /// Where a range does not lie in its dimension, or there is not one for each.
+    pub fn slice(&mut self, x: InstructionId, ranges: &[(i64, i64)]) -> Built {
+        let range = |&(start, limit)| SliceDimensions { start, limit, stride: 1, ..Default::default() };
+        let slice_dimensions = ranges.iter().map(range).collect();
+        let attributes = HloInstructionProto { slice_dimensions, ..Default::default() };
         self.emit_with(Opcode::Slice, &[x], Shape::default(), attributes, Vec::new())
     }
 
@@ -261,6 +271,16 @@ impl Builder<'_> {
             [single] => Ok(*single),
             several => self.concatenate(several, 0),
         }
+    }
+
+    /// A vector and one more element.
+    ///
+    /// # Errors
+    ///
+    /// Where their element types differ.
+    pub fn append(&mut self, vector: InstructionId, scalar: InstructionId) -> Built {
+        let last = self.reshape(scalar, &[1])?;
+        self.concatenate(&[vector, last], 0)
     }
 
     /// Folds all dimensions of `x` with `reducer`, a computation of two scalars.
