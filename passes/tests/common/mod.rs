@@ -79,7 +79,8 @@ pub struct Compiled {
 pub enum Contraction {
     /// Make them one instruction that rounds once, where it sees fit; so values depend on what is fused with what.
     Allowed,
-    /// Keep them apart, by an instruction set that has no such instruction.
+    /// Keep them apart, by an instruction set that has no such instruction. LLVM then optimizes nothing either: what it
+    /// may do without contraction changes no bit, and is most of the time that compilation takes.
     Impossible,
 }
 
@@ -96,6 +97,7 @@ impl Compiled {
         flags.insert("xla_cpu_use_xnnpack".to_owned(), OptionValue::Bool(false));
         if contraction == Contraction::Impossible {
             flags.insert("xla_cpu_max_isa".to_owned(), OptionValue::String("AVX".to_owned()));
+            flags.insert("xla_backend_optimization_level".to_owned(), OptionValue::Int(0));
         }
         let executable = client().compile(&Program::hlo(&module.export()), &options).unwrap();
         Self { executable }
