@@ -171,17 +171,22 @@ fn tell(
         )?;
     }
     rearmed(text, policy, control)?;
+    rolled_back(text, policy, control)?;
     writeln!(text)?;
     seen(text, policy, control)?;
     laws(text, run, control, before)?;
     tensors(text, run, control)?;
     writeln!(
         text,
-        "\nSo far: {} steps accepted; refused for norm {}, for entropy {}; not finite {}; re-armed {}.",
+        "\nSo far: {} steps accepted; refused for norm {}, for entropy below the band {}, above it {}; not finite {}; \
+         skipped by the loss scale {}; rolled back {}; re-armed {}.",
         control.accepted,
         control.refused_norm,
-        control.refused_low + control.refused_high,
+        control.refused_low,
+        control.refused_high,
         control.non_finite,
+        control.loss_scale_skips,
+        control.rollback.map_or(0, |r| r.rollbacks),
         control.rearmings
     )
 }
@@ -195,6 +200,11 @@ fn why(text: &mut String, policy: &Policy, control: &ControlRecord) -> std::fmt:
             "Some gradient held NaN or infinity, and the policy refuses such updates (gate.non_finite). Such a step is never \
              admitted; {} in a row stop the run (gate.max_pause).",
             gate.max_pause
+        )?,
+        Some(GateReason::LossScale) => writeln!(
+            text,
+            "Gradients overflowed under the step's own loss scale, which is how it finds its level: no anomaly. The scale and its \
+             counters went on."
         )?,
         Some(GateReason::Other) => writeln!(text, "The controller does not say why.")?,
         Some(GateReason::Norm | GateReason::EntropyLow | GateReason::EntropyHigh) | None => {}
@@ -245,6 +255,25 @@ fn rearmed(text: &mut String, policy: &Policy, control: &ControlRecord) -> std::
     }
     if control.stop {
         writeln!(text, "The controller asked for the end of the run: too many steps in a row were not finite.")?;
+    }
+    Ok(())
+}
+
+fn rolled_back(text: &mut String, policy: &Policy, control: &ControlRecord) -> std::fmt::Result {
+    let Some(record) = control.rollback else { return Ok(()) };
+    if record.rolled_back {
+        writeln!(
+            text,
+            "This was refusal {} in a row (rollback.patience), so every held state returned to its copy. From the next step on \
+             all learning rates are multiplied by rollback.backoff = {} more, which wears off.",
+            policy.rollback.patience, policy.rollback.backoff
+        )?;
+    }
+    if record.snapshot_taken {
+        writeln!(text, "A copy of every held state was taken after this step (number {}).", record.snapshots)?;
+    }
+    if record.backoff != 1.0 {
+        writeln!(text, "After an earlier return, learning rates were scaled by {:.4} in this step.", record.backoff)?;
     }
     Ok(())
 }

@@ -178,7 +178,8 @@ impl Model {
         }
         for output in &layout.outputs {
             let (dtype, shape) = array(&output.element_type, &output.dims)?;
-            let input = layout.inputs.iter().find(|i| i.kind == output.kind).map(|i| i.parameter);
+            let input = layout.inputs.iter().find(|i| i.kind == output.kind && i.copy_of == output.copy_of);
+            let input = input.map(|i| i.parameter);
             let role = if output.kind == ArrayKind::Telemetry { OutputRole::Telemetry } else { OutputRole::Control };
             manifest.outputs.push(Output { name: output.name.clone(), dtype, shape, role, input });
         }

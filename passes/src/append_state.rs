@@ -1,6 +1,6 @@
 //! `append-state`: the controller's outputs, behind all outputs of the step.
 //!
-//! New state and new counters reuse the buffers of their inputs, which the passes that read them
+//! New state, new counters and new snapshots reuse the buffers of their inputs, which the passes that read them
 //! appended behind all inputs of the step; so every index of the step's own inputs and outputs stays.
 
 use hlo::{AliasKind, InstructionId, Module, PrimitiveType, Shape};
@@ -21,13 +21,16 @@ impl Pass for AppendState {
         let control = *context.control()?;
         let inputs = context.layout()?.inputs.clone();
         let mut outputs = Vec::new();
-        for (kind, value) in [
-            (ArrayKind::State, control.state),
-            (ArrayKind::Counters, control.counters),
-            (ArrayKind::Telemetry, control.telemetry),
-        ] {
-            let output = append(module, kind, value)?;
-            if let Some(input) = inputs.iter().find(|i| i.kind == kind) {
+        let snapshots: Vec<_> =
+            context.snapshots.iter().map(|s| (ArrayKind::Snapshot, Some(s.input), s.successor)).collect();
+        for (kind, copy_of, value) in
+            [(ArrayKind::State, None, control.state), (ArrayKind::Counters, None, control.counters)]
+                .into_iter()
+                .chain(snapshots)
+                .chain([(ArrayKind::Telemetry, None, control.telemetry)])
+        {
+            let output = append(module, kind, copy_of, value)?;
+            if let Some(input) = inputs.iter().find(|i| i.kind == kind && i.copy_of == copy_of) {
                 module.alias(output.output, input.parameter, AliasKind::May)?;
             }
             outputs.push(output);
@@ -51,16 +54,46 @@ pub(crate) fn append_input(
         ArrayKind::Policy => ("entropic.policy", PrimitiveType::F32, &layout.policy),
         ArrayKind::State => ("entropic.state", PrimitiveType::F32, &layout.state),
         ArrayKind::Counters => ("entropic.counters", PrimitiveType::S32, &layout.counters),
-        ArrayKind::Telemetry => return Err(PassError::Stale { what: "telemetry as an input".to_owned() }),
+        ArrayKind::Telemetry | ArrayKind::Snapshot => {
+            return Err(PassError::Stale { what: format!("{kind:?} among the controller's own inputs") });
+        }
     };
-    let dims = vec![length(fields) as i64];
-    let (id, parameter) = module.append_parameter(name, Shape::array(element_type, &dims))?;
+    let shape = Shape::array(element_type, &[length(fields) as i64]);
+    append_array(module, layout, kind, name, shape, None)
+}
+
+/// Appends the input that carries a copy of the state at input `of`; notes it in the layout.
+pub(crate) fn append_snapshot(
+    module: &mut Module,
+    layout: &mut ControllerLayout,
+    name: &str,
+    shape: Shape,
+    of: usize,
+) -> Result<InstructionId, PassError> {
+    append_array(module, layout, ArrayKind::Snapshot, name, shape, Some(of))
+}
+
+fn append_array(
+    module: &mut Module,
+    layout: &mut ControllerLayout,
+    kind: ArrayKind,
+    name: &str,
+    shape: Shape,
+    copy_of: Option<usize>,
+) -> Result<InstructionId, PassError> {
+    let (element_type, dims) = (shape.element_type().to_string(), shape.dims().to_vec());
+    let (id, parameter) = module.append_parameter(name, shape)?;
     let name = module.entry_computation().get(id).map_or(name, |i| i.name.as_str()).to_owned();
-    layout.inputs.push(ControllerInput { name, kind, parameter, element_type: element_type.to_string(), dims });
+    layout.inputs.push(ControllerInput { name, kind, parameter, element_type, dims, copy_of });
     Ok(id)
 }
 
-fn append(module: &mut Module, kind: ArrayKind, value: InstructionId) -> Result<ControllerOutput, PassError> {
+fn append(
+    module: &mut Module,
+    kind: ArrayKind,
+    copy_of: Option<usize>,
+    value: InstructionId,
+) -> Result<ControllerOutput, PassError> {
     let output = module.append_output(value)?;
     let made = module.entry_computation().get(value);
     let made = made.ok_or_else(|| PassError::Stale { what: format!("output {output}") })?;
@@ -70,5 +103,6 @@ fn append(module: &mut Module, kind: ArrayKind, value: InstructionId) -> Result<
         output,
         element_type: made.shape.element_type().to_string(),
         dims: made.shape.dims().to_vec(),
+        copy_of,
     })
 }

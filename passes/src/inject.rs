@@ -12,6 +12,7 @@ use crate::layout::ControllerLayout;
 use crate::measure_entropy::{MeasureEntropy, ReductionStyle};
 use crate::pass::{Changed, Context, Pass, PassError, Pipeline, PipelineError};
 use crate::policy::{Policy, PolicyError};
+use crate::rollback::Rollback;
 use crate::scale_momentum::ScaleMomentum;
 use crate::scale_updates::ScaleUpdates;
 use crate::step::TrainStep;
@@ -72,7 +73,9 @@ fn add_control(pipeline: Pipeline, policy: &Policy, options: InjectOptions) -> P
     let momentum =
         if policy.scales_momentum() { measured.with(ScaleMomentum { policy: policy.clone() }) } else { measured };
     let scaled = if policy.scales() { momentum.with(ScaleUpdates) } else { momentum };
-    scaled.with(Gate { policy: policy.clone() }).with(AppendState)
+    let gated = scaled.with(Gate { policy: policy.clone() });
+    let kept = if policy.rollback.keeps_snapshot() { gated.with(Rollback) } else { gated };
+    kept.with(AppendState)
 }
 
 /// Finds the train step in `module` and injects the controller.

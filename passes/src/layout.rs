@@ -7,8 +7,9 @@
 //!
 //! Appended inputs, after all the step's own: `entropic.policy` f32\[P\] (kept by
 //! the caller, the same buffer every step), `entropic.state` f32\[S\] and
-//! `entropic.counters` s32\[C\] (both donated to their successors). Appended
-//! outputs: the new state, the new counters, `entropic.telemetry` f32\[T\].
+//! `entropic.counters` s32\[C\] (both donated to their successors), and under a policy with
+//! snapshots a copy of each held state, donated as well and zero at first. Appended
+//! outputs: the new state, the new counters, the new copies, `entropic.telemetry` f32\[T\].
 //!
 //! Per-tensor fields have one element per controlled tensor, in the order of
 //! [`ControllerLayout::tensors`]; fields that also cover the whole gradient have
@@ -39,6 +40,10 @@ pub struct ControllerLayout {
     pub laws: LawStructure,
     /// Whether momentum coefficients pass through a scale. Structure.
     pub scaled_momentum: bool,
+    /// Whether there are copies of the held states to return to. Structure.
+    pub rollback: bool,
+    /// Whether the step scales its loss and skips what overflows, so that such a skip is no anomaly.
+    pub loss_scaled: bool,
     /// The controlled tensors, in order.
     pub tensors: Vec<ControlledTensor>,
     /// Appended inputs, in order.
@@ -57,6 +62,9 @@ pub struct ControllerLayout {
     pub states: Vec<ClassifiedState>,
     /// The momentum of each of [`ControllerLayout::tensors`]; empty where none is scaled.
     pub momentum: Vec<TensorMomentum>,
+    /// Bytes of all copies of held states together: so much more memory on the device, and as much that is read and
+    /// written in every step. 0 without copies.
+    pub snapshot_bytes: u64,
 }
 
 /// Which laws an injected module has.
@@ -83,6 +91,13 @@ impl LawStructure {
         let laws = &policy.laws;
         Self { micro: laws.micro.enabled, rule: laws.rule.enabled, pi: laws.pi.enabled, timing: laws.timing }
     }
+}
+
+/// What control needs to know of a step besides its tensors.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StepFacts {
+    /// It scales its loss and skips what overflows, so that such a skip is no anomaly.
+    pub loss_scaled: bool,
 }
 
 /// A tensor whose gradient is measured and whose update is scaled.
@@ -133,6 +148,8 @@ pub enum ArrayKind {
     Counters,
     /// What one step has to tell.
     Telemetry,
+    /// A copy of a held state.
+    Snapshot,
 }
 
 /// An appended input.
@@ -148,6 +165,9 @@ pub struct ControllerInput {
     pub element_type: String,
     /// Dimensions.
     pub dims: Vec<i64>,
+    /// The input that it is a copy of, where it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy_of: Option<usize>,
 }
 
 /// An appended output.
@@ -163,6 +183,9 @@ pub struct ControllerOutput {
     pub element_type: String,
     /// Dimensions.
     pub dims: Vec<i64>,
+    /// The input that its value is a copy of, where it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy_of: Option<usize>,
 }
 
 /// A run of elements with one meaning.
@@ -222,6 +245,16 @@ const LAW_FIELDS: &[(&str, PolicyGetter)] =
 const MICRO_FIELDS: &[(&str, PolicyGetter)] =
     &[("laws.micro.relax", |p| p.laws.micro.relax), ("laws.micro.period", |p| f64::from(p.laws.micro.period))];
 
+/// Those of a rollback to a snapshot; a patience of 0 is never exceeded.
+const ROLLBACK_FIELDS: &[(&str, PolicyGetter)] = &[
+    ("rollback.patience", |p| only_if(p.rollback.keeps_snapshot(), f64::from(p.rollback.patience))),
+    ("rollback.refresh", |p| f64::from(p.rollback.refresh)),
+    ("rollback.calm", |p| p.rollback.calm),
+    ("rollback.log_backoff", |p| p.rollback.backoff.ln()),
+    ("rollback.log_min", |p| p.rollback.backoff_min.ln()),
+    ("rollback.kept", |p| 1.0 - forgetting_rate(p.rollback.recover)),
+];
+
 /// What a law multiplies or adds: a law that is in the module and off in the policy does neither.
 fn only_if(enabled: bool, value: f64) -> f64 {
     if enabled { value } else { 0.0 }
@@ -270,6 +303,9 @@ pub(crate) const MICRO_BELOW: &str = "laws.micro.below";
 /// That of the logarithm of the factor of one raise, per tensor.
 pub(crate) const MICRO_FACTOR: &str = "laws.micro.log_factor";
 
+/// The name of the state's field that holds the logarithm of all back-offs together.
+pub(crate) const BACKOFF_LOG: &str = "backoff_log";
+
 /// Names of the policy's fields on momentum, and of that in telemetry.
 pub(crate) const MOMENTUM_SCALE: &str = "momentum.scale";
 pub(crate) const MOMENTUM_CAP: &str = "momentum.cap";
@@ -288,7 +324,11 @@ const COUNTERS: &[&str] = &[
     "pause_streak",
     "refused_low",
     "refused_high",
+    "loss_scale_skips",
 ];
+
+/// Counters of a rollback to a snapshot.
+const ROLLBACK_COUNTERS: &[&str] = &["refused_streak", "calm_streak", "rollbacks", "snapshots"];
 
 /// Names of one-element telemetry fields, in order.
 const TELEMETRY_SCALARS: &[&str] = &[
@@ -309,7 +349,11 @@ const TELEMETRY_SCALARS: &[&str] = &[
     "refused_low",
     "refused_high",
     "rearmings",
+    "loss_scale_skips",
 ];
+
+/// Those of a rollback to a snapshot.
+const ROLLBACK_TELEMETRY: &[&str] = &["rolled_back", "snapshot_taken", "rollbacks", "snapshots", "backoff"];
 
 /// The weight of one observation in an exponentially forgetting mean that forgets half in `half_life` steps.
 #[must_use]
@@ -320,6 +364,7 @@ pub fn forgetting_rate(half_life: f64) -> f64 {
 /// Names and values of all numbers of a policy for these laws and tensors, in the order of `entropic.policy`.
 fn policy_numbers(
     laws: LawStructure,
+    rollback: bool,
     scaled_momentum: bool,
     tensors: &[ControlledTensor],
     policy: &Policy,
@@ -332,6 +377,7 @@ fn policy_numbers(
         (laws.micro, MICRO_FIELDS),
         (laws.rule, RULE_FIELDS),
         (laws.pi, PI_FIELDS),
+        (rollback, ROLLBACK_FIELDS),
     ] {
         if present {
             numbers.extend(fields.iter().map(|(name, get)| (*name, vec![get(policy)])));
@@ -370,13 +416,14 @@ impl ControllerLayout {
     /// # Errors
     ///
     /// Where a pattern of the policy names no tensor.
-    pub(crate) fn new(tensors: Vec<ControlledTensor>, policy: &Policy) -> Result<Self, PolicyError> {
+    pub(crate) fn new(tensors: Vec<ControlledTensor>, policy: &Policy, facts: StepFacts) -> Result<Self, PolicyError> {
         let n = tensors.len();
         let with_global = n + 1;
         let laws = LawStructure::of(policy);
         let scaled_momentum = policy.scales_momentum();
+        let rollback = policy.rollback.keeps_snapshot();
         let mut numbers = Fields(Vec::new());
-        for (name, values) in policy_numbers(laws, scaled_momentum, &tensors, policy)? {
+        for (name, values) in policy_numbers(laws, rollback, scaled_momentum, &tensors, policy)? {
             numbers.push(name, values.len(), values.first().copied().unwrap_or_default());
         }
 
@@ -406,14 +453,19 @@ impl ControllerLayout {
         if laws.pi {
             state.push("integral", 1, 0.0);
         }
+        if rollback {
+            state.push(BACKOFF_LOG, 1, 0.0);
+        }
 
         let mut counters = Fields(Vec::new());
-        for name in COUNTERS {
+        let rollback_counters = if rollback { ROLLBACK_COUNTERS } else { &[] };
+        for name in COUNTERS.iter().chain(rollback_counters) {
             counters.push(name, 1, 0.0);
         }
 
         let mut telemetry = Fields(Vec::new());
-        for name in TELEMETRY_SCALARS {
+        let rollback_telemetry = if rollback { ROLLBACK_TELEMETRY } else { &[] };
+        for name in TELEMETRY_SCALARS.iter().chain(rollback_telemetry) {
             telemetry.push(name, 1, 0.0);
         }
         for name in ["entropy", "smoothed", "target", "ratio", "norm"] {
@@ -435,6 +487,8 @@ impl ControllerLayout {
             scaled: policy.scales(),
             laws,
             scaled_momentum,
+            rollback,
+            loss_scaled: facts.loss_scaled,
             tensors,
             inputs: Vec::new(),
             outputs: Vec::new(),
@@ -444,6 +498,7 @@ impl ControllerLayout {
             telemetry: telemetry.0,
             states: Vec::new(),
             momentum: Vec::new(),
+            snapshot_bytes: 0,
         })
     }
 
@@ -483,8 +538,11 @@ impl ControllerLayout {
         if !self.scaled_momentum && policy.scales_momentum() {
             structure("momentum", &"nothing scaled", &"scaled momentum")?;
         }
+        if !self.rollback && policy.rollback.keeps_snapshot() {
+            structure("rollback.kind", &"gate", &"snapshot")?;
+        }
         self.check_momentum(policy)?;
-        let numbers = policy_numbers(self.laws, self.scaled_momentum, &self.tensors, policy)?;
+        let numbers = policy_numbers(self.laws, self.rollback, self.scaled_momentum, &self.tensors, policy)?;
         #[allow(clippy::cast_possible_truncation, reason = "the device computes in f32")]
         Ok(numbers.into_iter().flat_map(|(_, values)| values).map(|v| v as f32).collect())
     }
@@ -552,7 +610,7 @@ mod tests {
             measured: "%g".into(),
             scaling: None,
         };
-        ControllerLayout::new(vec![tensor("p['a']"), tensor("p['b']")], policy).unwrap()
+        ControllerLayout::new(vec![tensor("p['a']"), tensor("p['b']")], policy, StepFacts::default()).unwrap()
     }
 
     #[test]

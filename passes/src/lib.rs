@@ -29,6 +29,8 @@ pub mod scale_updates;
 
 pub mod gate;
 
+pub mod rollback;
+
 pub mod append_state;
 
 pub mod inject;

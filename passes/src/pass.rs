@@ -16,6 +16,7 @@ use crate::discover::DiscoverError;
 use crate::layout::ControllerLayout;
 use crate::measure_entropy::Statistics;
 use crate::policy::PolicyError;
+use crate::rollback::Snapshot;
 use crate::step::TrainStep;
 
 /// Whether a pass changed the module.
@@ -49,6 +50,7 @@ pub struct Context {
     pub layout: Option<ControllerLayout>,
     pub(crate) statistics: Option<Statistics>,
     pub(crate) control: Option<Controlled>,
+    pub(crate) snapshots: Vec<Snapshot>,
 }
 
 impl Context {

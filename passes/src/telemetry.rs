@@ -15,6 +15,8 @@ pub struct Telemetry {
     pub applied: bool,
     /// Whether every gradient was finite.
     pub finite: bool,
+    /// Whether gradients overflowed under the step's own loss scale, which answers that itself.
+    pub skipped: bool,
     /// Whether the norm gate refused this step.
     pub norm_exceeded: bool,
     /// Whether the entropy gate refused this step, for too low an entropy.
@@ -45,6 +47,10 @@ pub struct Telemetry {
     pub refused_high: f32,
     /// How often the gates were re-armed so far.
     pub rearmings: f32,
+    /// Steps so far that overflowed under the step's loss scale, which answers that itself.
+    pub loss_scale_skips: f32,
+    /// What became of the copies of held states; none where none are kept.
+    pub rollback: Option<RollbackTelemetry>,
     /// The whole gradient.
     pub global: Measured,
     /// Each tensor, in the layout's order.
@@ -57,6 +63,21 @@ pub struct Telemetry {
     pub momentum_scale: Option<f32>,
     /// The scale of each tensor's momentum coefficients, in the layout's order; empty where the policy scales none.
     pub momentum: Vec<f32>,
+}
+
+/// What became of the copies of held states.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct RollbackTelemetry {
+    /// Whether held states returned to their copies in this step.
+    pub rolled_back: bool,
+    /// Whether the copies were renewed by this step.
+    pub snapshot_taken: bool,
+    /// Returns so far.
+    pub rollbacks: f32,
+    /// Copies taken so far.
+    pub snapshots: f32,
+    /// The back-off's scale of every learning rate in this step.
+    pub backoff: f32,
 }
 
 /// What is measured per tensor and of the whole gradient.
@@ -117,10 +138,23 @@ impl Telemetry {
                 norm,
             })
             .collect();
+        let finite = flag("finite")?;
         let global = tensors.pop().ok_or_else(refused)?;
+        let rollback = if layout.rollback {
+            Some(RollbackTelemetry {
+                rolled_back: flag("rolled_back")?,
+                snapshot_taken: flag("snapshot_taken")?,
+                rollbacks: scalar("rollbacks")?,
+                snapshots: scalar("snapshots")?,
+                backoff: scalar("backoff")?,
+            })
+        } else {
+            None
+        };
         Ok(Self {
             applied: flag("applied")?,
-            finite: flag("finite")?,
+            finite,
+            skipped: layout.loss_scaled && !finite,
             norm_exceeded: flag("norm_exceeded")?,
             entropy_low: flag("entropy_low")?,
             entropy_high: flag("entropy_high")?,
@@ -136,6 +170,8 @@ impl Telemetry {
             refused_low: scalar("refused_low")?,
             refused_high: scalar("refused_high")?,
             rearmings: scalar("rearmings")?,
+            loss_scale_skips: scalar("loss_scale_skips")?,
+            rollback,
             global,
             tensors,
             scales: array("scale")?.to_vec(),

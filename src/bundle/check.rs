@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use hlo::{Module, Shape};
 use passes::ControllerLayout;
-use passes::layout::{ArrayKind, LAYOUT_FORMAT_VERSION, length};
+use passes::layout::{ArrayKind, ControllerInput, LAYOUT_FORMAT_VERSION, length};
 use thiserror::Error;
 
 use super::manifest::{Controller, Data, Eval, Init, Input, InputRole, Manifest, Output, OutputRole};
@@ -250,7 +250,7 @@ fn check_controller(manifest: &Manifest) -> Result<(), CheckError> {
             said.parameter == *index
                 && input_role(said.kind) == input.role
                 && self::array(input).same_array(&array)
-                && elements(layout, said.kind) as u64 == array.num_elements()
+                && elements(manifest, layout, said) == Some(array.num_elements())
         });
     if !inputs_agree {
         return refuse("controller.layout.inputs", "they are not the inputs of role control and policy");
@@ -328,14 +328,16 @@ pub fn check_eval_module(manifest: &Manifest, eval: &Eval, module: &Module) -> R
     }
 }
 
-/// Number of elements of one of the controller's arrays.
-fn elements(layout: &ControllerLayout, kind: ArrayKind) -> usize {
-    length(match kind {
+/// Number of elements that one of the controller's inputs must have.
+fn elements(manifest: &Manifest, layout: &ControllerLayout, input: &ControllerInput) -> Option<u64> {
+    let fields = match input.kind {
         ArrayKind::Policy => &layout.policy,
         ArrayKind::State => &layout.state,
         ArrayKind::Counters => &layout.counters,
         ArrayKind::Telemetry => &layout.telemetry,
-    })
+        ArrayKind::Snapshot => return manifest.inputs.get(input.copy_of?).map(|of| array(of).num_elements()),
+    };
+    Some(length(fields) as u64)
 }
 
 /// The shapes of what a module returns.

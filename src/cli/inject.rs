@@ -11,8 +11,10 @@ use entropic::engine::Engine;
 use entropic::files;
 use entropic::model::Model;
 use entropic::verify;
-use passes::Policy;
+use indicatif::HumanBytes;
+use passes::layout::ArrayKind;
 use passes::policy::ARTICLE_POLICY;
+use passes::{ControllerLayout, Policy};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -64,13 +66,27 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
         );
     }
     let controlled = injected.manifest.controller.as_ref().map_or(0, |c| c.layout.tensors.len());
+    let snapshot_cost = injected.manifest.controller.as_ref().map_or(String::new(), |c| snapshot_cost(&c.layout));
     match &model {
         Model::Bundle(_) => injected.save(&arguments.output)?,
         Model::Bare { .. } => save_bare(injected, &arguments.output)?,
     }
     text += &format!("{}: {controlled} tensors under control\n", arguments.output.display());
+    text += &snapshot_cost;
     print(&text)?;
     Ok(Outcome::Done)
+}
+
+/// What copies of held states cost, in words; empty where there are none.
+pub(super) fn snapshot_cost(layout: &ControllerLayout) -> String {
+    if !layout.rollback {
+        return String::new();
+    }
+    let copies = layout.inputs.iter().filter(|i| i.kind == ArrayKind::Snapshot).count();
+    let bytes = HumanBytes(layout.snapshot_bytes);
+    format!(
+        "rollback: copies of {copies} held states take {bytes} more on the device; every step reads and writes that much more\n"
+    )
 }
 
 /// Reads a policy file, or takes one that comes with the program; the default policy if there is none.

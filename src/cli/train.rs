@@ -10,7 +10,7 @@ use super::inject::read_policy;
 use super::{Outcome, print, progress::Progress, table};
 use entropic::bundle::Bundle;
 use entropic::model::Model;
-use entropic::train::{self, Ending, Gates, Options, Summary};
+use entropic::train::{self, Ending, Options, Summary};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -82,6 +82,9 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<Outcome> {
         plugin: arguments.plugin,
         out: arguments.out,
     };
+    if let Some(controller) = &options.bundle.manifest.controller {
+        eprint!("{}", super::inject::snapshot_cost(&controller.layout));
+    }
     let summary = train::run(&options, &INTERRUPT, &mut Progress::new())?;
     print(&report(&summary))?;
     match summary.ending {
@@ -108,17 +111,11 @@ fn report(summary: &Summary) -> String {
     table.add_row(["held-out loss after".to_owned(), loss(summary.held_out_after) + &change]);
     table.add_row(["steps".to_owned(), summary.steps.to_string()]);
     table.add_row(["steps/s".to_owned(), format!("{:.2}", summary.steps_per_second)]);
-    match &summary.gates {
-        Some(Gates { non_finite: 0, norm: 0, entropy: 0, other: 0, .. }) => table.add_row(["updates refused", "none"]),
-        Some(Gates { non_finite, norm, entropy, other, rearmed }) => table.add_row([
-            "updates refused".to_owned(),
-            format!(
-                "{} (not finite {non_finite}, norm {norm}, entropy {entropy}, other {other}; re-armed {rearmed})",
-                non_finite + norm + entropy + other
-            ),
-        ]),
-        None => table.add_row(["updates refused", "not controlled"]),
-    };
+    let refused = summary.gates.as_ref().map_or("not controlled".to_owned(), |gates| {
+        let told: Vec<_> = gates.told().into_iter().map(|(what, count)| format!("{what} {count}")).collect();
+        if told.is_empty() { "none".to_owned() } else { format!("{} ({})", gates.refused(), told.join(", ")) }
+    });
+    table.add_row(["updates refused".to_owned(), refused]);
     if summary.non_finite_losses > 0 {
         table.add_row(["losses not finite".to_owned(), summary.non_finite_losses.to_string()]);
     }

@@ -81,6 +81,12 @@ pub struct ControlRecord {
     pub refused_high: u64,
     /// How often the gates were re-armed so far.
     pub rearmings: u64,
+    /// Steps so far that overflowed under the step's own loss scale, which answers that itself.
+    #[serde(default)]
+    pub loss_scale_skips: u64,
+    /// What became of the copies of held states, where such are kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollback: Option<RollbackRecord>,
     /// Ratio of smoothed entropy to target, once there is one.
     pub ratio: Option<f32>,
     /// What the laws of all tensors make of the learning rate, where there is a law.
@@ -100,6 +106,21 @@ pub struct ControlRecord {
     pub tensor_momentum: Vec<f32>,
 }
 
+/// What became of the copies of held states in one step.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct RollbackRecord {
+    /// Whether held states returned to their copies in this step.
+    pub rolled_back: bool,
+    /// Whether the copies were renewed by this step.
+    pub snapshot_taken: bool,
+    /// Returns so far.
+    pub rollbacks: u64,
+    /// Copies taken so far.
+    pub snapshots: u64,
+    /// The back-off's scale of every learning rate in this step.
+    pub backoff: f32,
+}
+
 /// JSON has no NaN: a number that is not finite is written as `null`.
 fn not_finite_is_null<'de, D: serde::Deserializer<'de>>(from: D) -> Result<f32, D::Error> {
     Ok(Option::deserialize(from)?.unwrap_or(f32::NAN))
@@ -116,6 +137,8 @@ fn not_finite_are_null<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<
 pub enum GateReason {
     /// Some gradient held NaN or infinity.
     NonFinite,
+    /// The same, in a step that scales its loss: how a loss scale finds its level, and no anomaly.
+    LossScale,
     /// The norm of the gradient was extraordinary.
     Norm,
     /// Its entropy was far below the target.
@@ -130,6 +153,7 @@ impl From<Telemetry> for ControlRecord {
     fn from(t: Telemetry) -> Self {
         let gate = match (t.applied, t.finite, t.norm_exceeded) {
             (true, ..) => None,
+            (false, false, _) if t.skipped => Some(GateReason::LossScale),
             (false, false, _) => Some(GateReason::NonFinite),
             (false, true, true) => Some(GateReason::Norm),
             (false, true, false) if t.entropy_low => Some(GateReason::EntropyLow),
@@ -154,6 +178,14 @@ impl From<Telemetry> for ControlRecord {
             refused_low: count(t.refused_low),
             refused_high: count(t.refused_high),
             rearmings: count(t.rearmings),
+            loss_scale_skips: count(t.loss_scale_skips),
+            rollback: t.rollback.map(|r| RollbackRecord {
+                rolled_back: r.rolled_back,
+                snapshot_taken: r.snapshot_taken,
+                rollbacks: count(r.rollbacks),
+                snapshots: count(r.snapshots),
+                backoff: r.backoff,
+            }),
             ratio: t.global.ratio,
             lr_scale: t.lr_scale,
             momentum_scale: t.momentum_scale,
@@ -212,23 +244,54 @@ pub struct Gates {
     pub non_finite: u64,
     /// Updates refused for the norm of the gradient.
     pub norm: u64,
-    /// Updates refused for the entropy of the gradient.
-    pub entropy: u64,
+    /// Updates refused for an entropy of the gradient below the band.
+    pub entropy_low: u64,
+    /// Updates refused for one above it.
+    pub entropy_high: u64,
     /// Updates refused for another reason.
     pub other: u64,
     /// How often the gates were re-armed.
     pub rearmed: u64,
+    /// Steps skipped for an overflow under the step's own loss scale.
+    pub loss_scale_skips: u64,
+    /// How often held states returned to their copies.
+    pub rolled_back: u64,
 }
 
 impl Gates {
+    /// What happened, with how often, in words; what did not happen is left out.
+    #[must_use]
+    pub fn told(&self) -> Vec<(&'static str, u64)> {
+        let all = [
+            ("not finite", self.non_finite),
+            ("norm", self.norm),
+            ("entropy below the band", self.entropy_low),
+            ("entropy above the band", self.entropy_high),
+            ("other", self.other),
+            ("skipped by the loss scale", self.loss_scale_skips),
+            ("rolled back", self.rolled_back),
+            ("re-armed", self.rearmed),
+        ];
+        all.into_iter().filter(|&(_, count)| count > 0).collect()
+    }
+
+    /// Updates refused for whatever reason, skips of the loss scale left out.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        self.non_finite + self.norm + self.entropy_low + self.entropy_high + self.other
+    }
+
     fn count(&mut self, record: &ControlRecord) {
         match record.gate {
             None => {}
             Some(GateReason::NonFinite) => self.non_finite += 1,
             Some(GateReason::Norm) => self.norm += 1,
-            Some(GateReason::EntropyLow | GateReason::EntropyHigh) => self.entropy += 1,
+            Some(GateReason::EntropyLow) => self.entropy_low += 1,
+            Some(GateReason::EntropyHigh) => self.entropy_high += 1,
+            Some(GateReason::LossScale) => self.loss_scale_skips += 1,
             Some(GateReason::Other) => self.other += 1,
         }
+        self.rolled_back += u64::from(record.rollback.is_some_and(|r| r.rolled_back));
         self.rearmed += u64::from(record.rearmed);
     }
 }

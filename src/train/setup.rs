@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use hlo::PrimitiveType;
+use hlo::{PrimitiveType, Shape};
 use passes::layout::ArrayKind;
 use passes::telemetry::{Telemetry, TelemetryError};
 use passes::{ControllerLayout, Policy, PolicyError};
@@ -197,7 +197,7 @@ pub struct ControllerArray {
     pub bytes: Vec<u8>,
 }
 
-/// The controller's inputs before the first step, in order: policy numbers, state, counters.
+/// The controller's inputs before the first step, in order: policy numbers, state, counters, copies of states.
 ///
 /// # Errors
 ///
@@ -207,15 +207,19 @@ pub fn controller_arrays(layout: &ControllerLayout, policy: &Policy) -> Result<V
     let integers = |values: Vec<i32>| values.into_iter().flat_map(i32::to_le_bytes).collect();
     let mut arrays = Vec::new();
     for input in &layout.inputs {
-        let (bytes, dtype) = match input.kind {
-            ArrayKind::Policy => (floats(layout.policy_vector(policy)?), PrimitiveType::F32),
-            ArrayKind::State => (floats(layout.initial_state()), PrimitiveType::F32),
-            ArrayKind::Counters => (integers(layout.initial_counters()), PrimitiveType::S32),
+        let Some(dtype) = input.element_type.parse().ok().and_then(Dtype::from_element_type) else { continue };
+        let bytes = match input.kind {
+            ArrayKind::Policy => floats(layout.policy_vector(policy)?),
+            ArrayKind::State => floats(layout.initial_state()),
+            ArrayKind::Counters => integers(layout.initial_counters()),
+            // Nothing returns to a copy before one was taken.
+            ArrayKind::Snapshot => {
+                let size = Shape::array(dtype.primitive(), &input.dims).byte_size();
+                vec![0; usize::try_from(size).unwrap_or(usize::MAX)]
+            }
             ArrayKind::Telemetry => continue,
         };
-        if let Some(dtype) = Dtype::from_primitive(dtype) {
-            arrays.push(ControllerArray { input: input.parameter, dtype, shape: input.dims.clone(), bytes });
-        }
+        arrays.push(ControllerArray { input: input.parameter, dtype, shape: input.dims.clone(), bytes });
     }
     Ok(arrays)
 }

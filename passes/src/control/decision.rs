@@ -6,7 +6,7 @@ use hlo::{InstructionId, Opcode, PrimitiveType};
 use super::emit::{Array, Emitter};
 use super::history::{Target, effective};
 use super::law::{Made, Measured};
-use crate::layout::NONE;
+use crate::layout::{ControllerLayout, NONE};
 
 /// What happens with this step; scalars of pred unless said otherwise.
 pub(super) struct Decision {
@@ -16,6 +16,8 @@ pub(super) struct Decision {
     pub(super) accepted: InstructionId,
     /// Norm gate or entropy gate refuses.
     pub(super) paused: InstructionId,
+    /// The update is not applied, and not for an overflow that the step's own loss scale answers.
+    pub(super) refused: InstructionId,
     /// The norm gate's limit, f32, −1 where it is not armed.
     pub(super) threshold: InstructionId,
     /// Too many non-finite steps in a row.
@@ -30,7 +32,12 @@ struct Vote {
     cast: InstructionId,
 }
 
-pub(super) fn decide(e: &mut Emitter<'_>, measured: &Measured, target: &Target) -> Made<Decision> {
+pub(super) fn decide(
+    e: &mut Emitter<'_>,
+    layout: &ControllerLayout,
+    measured: &Measured,
+    target: &Target,
+) -> Made<Decision> {
     e.part("decision");
     let finite = measured.finite;
     let not_finite = e.b.not(finite)?;
@@ -50,9 +57,9 @@ pub(super) fn decide(e: &mut Emitter<'_>, measured: &Measured, target: &Target) 
         unanimous = e.and(unanimous, agrees)?;
     }
     let paused = e.select(all, unanimous, any)?;
-    let refused = e.and(not_finite, gate_finite)?;
-    let refused = e.binary(Opcode::Or, refused, paused)?;
-    let applied = e.b.named("entropic.applied").not(refused)?;
+    let stopped = e.and(not_finite, gate_finite)?;
+    let held = e.binary(Opcode::Or, stopped, paused)?;
+    let applied = e.b.named("entropic.applied").not(held)?;
     let accepted = e.and(applied, finite)?;
 
     let streak = e.counted("non_finite_streak", not_finite)?;
@@ -64,6 +71,10 @@ pub(super) fn decide(e: &mut Emitter<'_>, measured: &Measured, target: &Target) 
     e.set(Array::Counters, "non_finite_streak", streak);
 
     let always = e.b.constant(PrimitiveType::PRED, 1.0)?;
+    let never = e.b.constant(PrimitiveType::PRED, 0.0)?;
+    // An overflow under a loss scale is how that finds its level, and no anomaly.
+    let (skipped, anomalous, refused) =
+        if layout.loss_scaled { (not_finite, never, paused) } else { (never, not_finite, held) };
     let by_norm = e.and(paused, norm.cast)?;
     let by_low = e.and(paused, low)?;
     let by_high = e.and(paused, high)?;
@@ -72,7 +83,8 @@ pub(super) fn decide(e: &mut Emitter<'_>, measured: &Measured, target: &Target) 
     }
     for (counter, event) in [
         ("steps", always),
-        ("non_finite", not_finite),
+        ("non_finite", anomalous),
+        ("loss_scale_skips", skipped),
         ("refused_norm", by_norm),
         ("refused_low", by_low),
         ("refused_high", by_high),
@@ -80,7 +92,7 @@ pub(super) fn decide(e: &mut Emitter<'_>, measured: &Measured, target: &Target) 
         count(e, counter, event)?;
     }
     let accepted_steps = count(e, "accepted", accepted)?;
-    Ok(Decision { applied, accepted, paused, threshold, stop, accepted_steps })
+    Ok(Decision { applied, accepted, paused, refused, threshold, stop, accepted_steps })
 }
 
 /// Counts an event, and shows the count.

@@ -6,6 +6,7 @@ use hlo::{InstructionId, Module, Opcode};
 use super::decision::{Decision, decide, pause};
 use super::emit::{Array, Emitter};
 use super::history::{follow_entropy, follow_norm, target};
+use super::rollback::rollback;
 use super::scales::{laws, scale, scale_momentum};
 use super::{Controlled, Inputs};
 use crate::layout::{ControllerLayout, NONE};
@@ -17,18 +18,20 @@ pub(super) fn emit(module: &mut Module, layout: &ControllerLayout, inputs: &Inpu
     let e = &mut Emitter::new(module, layout, inputs)?;
     let measured = measure(e, layout, inputs)?;
     let target = target(e)?;
-    let decision = decide(e, &measured, &target)?;
+    let decision = decide(e, layout, &measured, &target)?;
     let paused = pause(e, &measured, &decision)?;
     let ratio = follow_entropy(e, layout, &measured, &decision, &target, &paused)?;
     follow_norm(e, &measured, &decision, &paused)?;
+    let rollback = if layout.rollback { Some(rollback(e, &measured, &decision)?) } else { None };
     let laws = laws(e, layout, &decision, ratio)?;
-    let scales = scale(e, &laws)?;
+    let scales = scale(e, &laws, rollback.as_ref().map(|r| r.backoff))?;
     let momentum = if layout.scaled_momentum { Some(scale_momentum(e, &laws)?) } else { None };
     e.part("state");
     let state = e.assemble(Array::State, "entropic.new_state")?;
     let counters = e.assemble(Array::Counters, "entropic.new_counters")?;
     let telemetry = tell(e, &measured, &decision, scales)?;
-    Ok(Controlled { applied: decision.applied, scales, momentum, state, counters, telemetry })
+    let rollback = rollback.map(|r| r.control);
+    Ok(Controlled { applied: decision.applied, scales, momentum, rollback, state, counters, telemetry })
 }
 
 /// What this step's gradient is like; vectors have n + 1 elements.

@@ -22,7 +22,9 @@
 //! * **laws**: `micro` raises the logarithm of a tensor's scale while its ratio is low; `rule` moves those of learning
 //!   rate and momentum while the global ratio leaves a band; `pi` sets that of the learning rate from the logarithm of
 //!   the global ratio and its sum, which stands still where it would push further out of the clamp. Each acts on some of
-//!   the accepted steps and is clamped; their scales are of this step, or of the one before where control is delayed.
+//!   the accepted steps and is clamped; their scales are of this step, or of the one before where control is delayed;
+//! * **rollback**: after `patience` refused steps in a row held states return to the copy that was taken when all was
+//!   well, and learning rates back off for a while (see the file `rollback.rs`).
 //!
 //! Every element of the state is chosen by `select` between its old bits and a
 //! finite new value, so that no NaN enters. Absent values are −1. Numbers of the
@@ -32,13 +34,16 @@ mod decision;
 mod emit;
 mod history;
 mod law;
+mod rollback;
 mod scales;
+
+pub(crate) use rollback::NEGLIGIBLE;
 
 use hlo::build::Builder;
 use hlo::{InstructionId, Module, PrimitiveType, Shape};
 
 use crate::append_state::append_input;
-use crate::layout::{ArrayKind, ControlledTensor, ControllerLayout, length};
+use crate::layout::{ArrayKind, ControlledTensor, ControllerLayout, StepFacts, length};
 use crate::pass::{Changed, Context, Pass, PassError};
 use crate::policy::Policy;
 
@@ -55,6 +60,8 @@ pub(crate) struct Controlled {
     pub(crate) scales: InstructionId,
     /// How momentum is scaled, where the policy asks for it.
     pub(crate) momentum: Option<MomentumControl>,
+    /// When held states return to their copies, where the policy asks for it.
+    pub(crate) rollback: Option<RollbackControl>,
     /// The state's successor, f32\[S\].
     pub(crate) state: InstructionId,
     /// The counters' successor, s32\[C\].
@@ -70,6 +77,15 @@ pub(crate) struct MomentumControl {
     pub(crate) scales: InstructionId,
     /// No coefficient is raised above this, f32\[\].
     pub(crate) cap: InstructionId,
+}
+
+/// What becomes of held states and their copies, pred\[\] both and never both at once.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RollbackControl {
+    /// Held states take the values of their copies.
+    pub(crate) returns: InstructionId,
+    /// Copies take the values of their states.
+    pub(crate) takes: InstructionId,
 }
 
 impl Pass for Control {
@@ -102,13 +118,17 @@ impl Pass for Control {
 /// # Errors
 ///
 /// Where the policy names tensors that are not there, or there are none.
-pub fn standalone(tensors: Vec<ControlledTensor>, policy: &Policy) -> Result<(Module, ControllerLayout), PassError> {
+pub fn standalone(
+    tensors: Vec<ControlledTensor>,
+    policy: &Policy,
+    facts: StepFacts,
+) -> Result<(Module, ControllerLayout), PassError> {
     if tensors.is_empty() {
         return Err(PassError::NothingToControl { reasons: "  no tensors are given".to_owned() });
     }
     let mut module = Module::new("control");
     let n = tensors.len();
-    let layout = ControllerLayout::new(tensors, policy)?;
+    let layout = ControllerLayout::new(tensors, policy, facts)?;
     let mut b = Builder::at_entry(&mut module);
     let mut input = |name, element_type, len: usize| b.parameter(name, Shape::array(element_type, &[len as i64]));
     let inputs = Inputs {

@@ -167,11 +167,15 @@ fn proportional_integral(
     Ok(e.select(acts, new, old)?)
 }
 
-pub(super) fn scale(e: &mut Emitter<'_>, laws: &Laws) -> Made<InstructionId> {
+/// Scales of all updates; `backoff` is a logarithm that all of them share.
+pub(super) fn scale(e: &mut Emitter<'_>, laws: &Laws, backoff: Option<InstructionId>) -> Made<InstructionId> {
     e.part("scales");
     let tensors = e.vector(Array::Policy, TENSOR_SCALES)?;
     let global = e.number("scale.global")?;
-    let base = e.mul(tensors, global)?;
+    let mut base = e.mul(tensors, global)?;
+    if let Some(log) = backoff {
+        base = scaled_by(e, base, log)?;
+    }
     let log = match (laws.micro, laws.lr) {
         (Some(micro), Some(lr)) => e.add(micro, lr)?,
         (Some(log), None) | (None, Some(log)) => log,

@@ -40,11 +40,11 @@ use hlo::{InstructionId, Module};
 use emit::{Emitter, Gradient};
 
 use crate::append_state::append_input;
-use crate::layout::{ArrayKind, ControlledTensor, ControllerLayout, TEMPERATURE};
+use crate::layout::{ArrayKind, ControlledTensor, ControllerLayout, StepFacts, TEMPERATURE};
 use crate::names;
 use crate::pass::{Changed, Context, Pass, PassError};
 use crate::policy::{EntropyPolicy, Estimator, Policy};
-use crate::step::{GradientStatus, TrainStep};
+use crate::step::{GradientStatus, StateRole, TrainStep};
 use crate::values::materialise;
 
 pub use shares::SHARES_LIMIT;
@@ -108,6 +108,7 @@ impl Pass for MeasureEntropy {
         if found.is_empty() {
             return Err(PassError::NothingToControl { reasons: reasons(step) });
         }
+        let facts = StepFacts { loss_scaled: step.states.iter().any(|s| s.role == StateRole::LossScale) };
         let short_names = names::short(&found.iter().map(|(name, ..)| name.as_str()).collect::<Vec<_>>());
         let mut tensors = Vec::with_capacity(found.len());
         let mut gradients = Vec::with_capacity(found.len());
@@ -127,7 +128,7 @@ impl Pass for MeasureEntropy {
             gradients.push(Gradient { value, short: short.clone(), name: name.clone(), elements });
             tensors.push(ControlledTensor { name, input, elements, rank, measured, scaling: None });
         }
-        let mut layout = ControllerLayout::new(tensors, &self.policy)?;
+        let mut layout = ControllerLayout::new(tensors, &self.policy, facts)?;
         let policy = append_input(module, &mut layout, ArrayKind::Policy)?;
         let temperature = ControllerLayout::field(&layout.policy, TEMPERATURE);
         let temperature =

@@ -11,6 +11,7 @@ mod laws;
 mod momentum;
 mod parse;
 mod pattern;
+mod rollback;
 
 use std::collections::BTreeMap;
 
@@ -23,6 +24,7 @@ pub use entropy::{EntropyPolicy, Estimator, TemperatureUnit};
 pub use laws::{LawsPolicy, MicroPolicy, MicroTensor, PiPolicy, RulePolicy, Timing};
 pub use momentum::MomentumPolicy;
 pub use pattern::Pattern;
+pub use rollback::{RollbackKind, RollbackPolicy};
 
 /// The version of the policy format that this crate reads and writes.
 pub const POLICY_FORMAT_VERSION: u32 = 1;
@@ -45,6 +47,8 @@ pub struct Policy {
     pub target: TargetPolicy,
     /// Which updates are refused.
     pub gate: GatePolicy,
+    /// What gates that refuse one step after another come to.
+    pub rollback: RollbackPolicy,
     /// By how much updates are scaled.
     pub scale: ScalePolicy,
     /// How entropies move learning rate and momentum.
@@ -174,6 +178,7 @@ impl Default for Policy {
             entropy: EntropyPolicy::default(),
             target: TargetPolicy::default(),
             gate: GatePolicy::default(),
+            rollback: RollbackPolicy::default(),
             scale: ScalePolicy::default(),
             laws: LawsPolicy::default(),
             momentum: MomentumPolicy::default(),
@@ -259,6 +264,12 @@ pub enum PolicyError {
          disable one of them"
     )]
     TwoGlobalLaws,
+    /// A copy to return to, and nothing that would.
+    #[error(
+        "`rollback.kind` is \"snapshot\" in the policy, and no gate is enabled that could refuse a step and return to \
+         it; enable one, or set it to \"gate\""
+    )]
+    SnapshotWithoutGate,
     /// A pattern that names nothing in this step.
     #[error("the policy's `{key}` names no {what} of this step{}", match nearest {
         Some(nearest) => format!("; did you mean {nearest:?}?"),
@@ -349,10 +360,11 @@ impl Policy {
         parse::keys()
     }
 
-    /// Whether updates are scaled at all: by a law, a factor other than 1, or any pattern. Structure.
+    /// Whether updates are scaled at all: by a law, after a rollback, by a factor other than 1, or any pattern.
+    /// Structure.
     #[must_use]
     pub fn scales(&self) -> bool {
-        self.laws.any() || self.scale.global != 1.0 || !self.scale.tensors.is_empty()
+        self.laws.any() || self.rollback.keeps_snapshot() || self.scale.global != 1.0 || !self.scale.tensors.is_empty()
     }
 
     /// Whether momentum coefficients are scaled at all: by the rule, a factor other than 1, or any pattern. Structure.
@@ -407,6 +419,10 @@ impl Policy {
             "above 1 and at most 100",
         )?;
         check.count("gate.entropy.warmup", band.warmup, 0)?;
+        self.rollback.validate(check)?;
+        if self.rollback.keeps_snapshot() && !self.gates() {
+            return Err(PolicyError::SnapshotWithoutGate);
+        }
         scale("scale.global", self.scale.global)?;
         for (pattern, &value) in &self.scale.tensors {
             scale(&format!("scale.tensors.{pattern:?}"), value)?;

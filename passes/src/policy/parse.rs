@@ -35,6 +35,7 @@ const SCHEMA: Table = Table {
                 open: false,
             },
         ),
+        ("rollback", leaf(&["kind", "patience", "refresh", "calm", "backoff", "backoff_min", "recover"])),
         (
             "laws",
             Table {

@@ -3,6 +3,7 @@
 use ndarray::{Array1, Array2, Axis};
 
 use super::Statistics;
+use crate::control::NEGLIGIBLE;
 use crate::layout::{forgetting_rate, micro_numbers};
 use crate::policy::{Policy, TargetKind, Timing, Votes};
 
@@ -26,6 +27,17 @@ pub struct Controller {
     lr_log: f64,
     momentum_log: f64,
     integral: f64,
+    backoff_log: f64,
+    refused_streak: u64,
+    calm_streak: u64,
+    /// Whether the step scales its loss, so that an overflow is no anomaly.
+    pub loss_scaled: bool,
+    /// Returns to the copies so far.
+    pub rollbacks: u64,
+    /// Copies taken so far.
+    pub snapshots: u64,
+    /// Overflows under the step's loss scale so far.
+    pub loss_scale_skips: u64,
     /// Steps so far.
     pub steps: u64,
     /// Accepted steps so far.
@@ -65,6 +77,12 @@ pub struct Step {
     pub calibrated: bool,
     /// The run must stop.
     pub stop: bool,
+    /// Held states returned to their copies.
+    pub rolled_back: bool,
+    /// The copies were renewed.
+    pub snapshot_taken: bool,
+    /// The scale of every learning rate that earlier returns left.
+    pub backoff: f64,
     /// Entropy of this step.
     pub entropy: Array1<f64>,
     /// Mean over the window.
@@ -132,6 +150,13 @@ impl Controller {
             lr_log: 0.0,
             momentum_log: 0.0,
             integral: 0.0,
+            backoff_log: 0.0,
+            refused_streak: 0,
+            calm_streak: 0,
+            loss_scaled: false,
+            rollbacks: 0,
+            snapshots: 0,
+            loss_scale_skips: 0,
             steps: 0,
             accepted: 0,
             non_finite: 0,
@@ -193,13 +218,20 @@ impl Controller {
 
         self.steps += 1;
         self.accepted += u64::from(accepted);
-        self.non_finite += u64::from(!finite);
+        let skipped = self.loss_scaled && !finite;
+        self.non_finite += u64::from(!finite && !skipped);
+        self.loss_scale_skips += u64::from(skipped);
         self.refused_norm += u64::from(norm_exceeded);
         self.refused_low += u64::from(entropy_low);
         self.refused_high += u64::from(entropy_high);
         self.non_finite_streak = if finite { 0 } else { self.non_finite_streak + 1 };
         let stop = gate.non_finite && self.non_finite_streak >= u64::from(gate.max_pause);
 
+        let (rolled_back, snapshot_taken, backoff) = if policy.rollback.keeps_snapshot() {
+            self.rollback(accepted, !applied && !skipped, norm, policy)
+        } else {
+            (false, false, 1.0)
+        };
         let calibrated = accepted && self.observe(&entropy, norm, policy);
         let rearmed = paused && self.pause(norm, whole, policy);
 
@@ -213,6 +245,7 @@ impl Controller {
         let mut ratio = &smoothed / &target;
         ratio.zip_mut_with(&target, |r, &t| *r = if t > 0.0 { *r } else { f64::NAN });
         let (scales, lr_scale, momentum_scale) = self.laws(&ratio, accepted, policy);
+        let scales = scales * backoff;
         Step {
             applied,
             accepted,
@@ -222,6 +255,9 @@ impl Controller {
             rearmed,
             calibrated,
             stop,
+            rolled_back,
+            snapshot_taken,
+            backoff,
             entropy,
             smoothed,
             target,
@@ -281,6 +317,32 @@ impl Controller {
         };
         let scales = micro.mapv(|log| (log + lr).clamp(-log_max, log_max).exp());
         (scales, lr.exp(), momentum.exp())
+    }
+
+    /// One step of the copies: whether states returned, whether copies were taken, and the back-off of this step.
+    fn rollback(&mut self, accepted: bool, refused: bool, norm: f64, policy: &Policy) -> (bool, bool, f64) {
+        let rollback = &policy.rollback;
+        let backoff = self.backoff_log.exp();
+        self.refused_streak = if accepted { 0 } else { self.refused_streak + u64::from(refused) };
+        let returns = refused && self.refused_streak == u64::from(rollback.patience) && self.snapshots > 0;
+        self.calm_streak += u64::from(accepted);
+        let mean = self.norm.mean().sum();
+        let ordinary = mean.is_nan() || norm <= rollback.calm * mean;
+        let takes = accepted && ordinary && self.calm_streak >= u64::from(rollback.refresh);
+        if refused || takes {
+            self.calm_streak = 0;
+        }
+        self.rollbacks += u64::from(returns);
+        self.snapshots += u64::from(takes);
+        if returns {
+            self.backoff_log = (self.backoff_log + rollback.backoff.ln()).max(rollback.backoff_min.ln());
+        } else if accepted {
+            self.backoff_log *= 1.0 - forgetting_rate(rollback.recover);
+            if self.backoff_log > -f64::from(NEGLIGIBLE) {
+                self.backoff_log = 0.0;
+            }
+        }
+        (returns, takes, backoff)
     }
 
     /// Takes in an accepted step; returns whether it calibrated the targets.
