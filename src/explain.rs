@@ -305,6 +305,16 @@ fn laws(text: &mut String, run: &Run, control: &ControlRecord, before: Option<&C
         )?;
     }
     let Some(before) = before else { return Ok(()) };
+    match (before.switched, control.switched) {
+        (Some(false), Some(true)) => writeln!(
+            text,
+            "This is the first step of SGD with momentum: the optimizer's own update gave way to its first moment (switch)."
+        )?,
+        (Some(true), Some(false)) => {
+            writeln!(text, "This is the first step of the optimizer after SGD (switch.return_above).")?
+        }
+        _ => {}
+    }
     let mut moved: Vec<_> = run
         .tensors
         .iter()

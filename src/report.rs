@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use hlo::Module;
 use passes::TrainStep;
 use passes::step::{
-    CoefficientPlace, Confidence, Gradient, GradientStatus, LinkKind, MomentForm, MomentOf, MomentumForm,
-    MomentumStatus, Pairing, Parameter, StateClass, StateRole, UpdateForm, Value,
+    CoefficientPlace, Confidence, Direction, DirectionStatus, Gradient, GradientStatus, LinkKind, MomentForm, MomentOf,
+    MomentumForm, MomentumStatus, Pairing, Parameter, StateClass, StateRole, UpdateForm, Value,
 };
 use serde::Serialize;
 
@@ -74,6 +74,10 @@ pub struct ParameterReport {
     pub momentum: Vec<MomentumReport>,
     /// Why there are none.
     pub no_momentum: Option<String>,
+    /// The direction of the update, without learning rate and weight decay; `null` where the optimizer cannot be switched.
+    pub direction: Option<String>,
+    /// Why it cannot.
+    pub no_switch: Option<String>,
     /// How sure discovery is.
     pub confidence: Confidence,
     /// Why.
@@ -320,6 +324,14 @@ fn parameter_report(
             MomentumStatus::Found(_) => None,
             MomentumStatus::Absent { reason } => Some(reason.clone()),
         },
+        direction: match &parameter.direction {
+            DirectionStatus::Found(direction) => Some(name(direction.value)),
+            DirectionStatus::Absent { .. } => None,
+        },
+        no_switch: match &parameter.direction {
+            DirectionStatus::Found(_) => None,
+            DirectionStatus::Absent { reason } => Some(reason.clone()),
+        },
         confidence: parameter.confidence,
         reasons: parameter.reasons.clone(),
     }
@@ -347,12 +359,37 @@ fn momentum(step: &TrainStep) -> Result<String, String> {
         let numbers: Vec<String> = numbers.into_iter().collect();
         return Ok(format!("{with} of {all} parameters have a momentum coefficient: {}", numbers.join(", ")));
     }
-    Err(match (all, reason) {
+    Err(none_of(all, reason.cloned()))
+}
+
+/// What can be switched to SGD with its own first moment, or why nothing.
+fn switch(step: &TrainStep) -> Result<String, String> {
+    let all = step.controlled().count();
+    let with = step.controlled().filter(|(p, _)| matches!(p.direction, DirectionStatus::Found(_))).count();
+    let decayed = step
+        .controlled()
+        .filter(|(p, _)| matches!(&p.direction, DirectionStatus::Found(Direction { decay: Some(_), .. })));
+    let reason = step.controlled().find_map(|(p, _)| match &p.direction {
+        DirectionStatus::Found(_) => None,
+        DirectionStatus::Absent { reason } => Some(reason.clone()),
+    });
+    match (with, reason) {
+        (0, reason) => Err(none_of(all, reason)),
+        (n, _) => Ok(format!(
+            "{n} of {all} parameters can go on by SGD with their first moment; {} keep decoupled weight decay",
+            decayed.count()
+        )),
+    }
+}
+
+/// Why none of `all` parameters has something; the reason is that of the first.
+fn none_of(all: usize, reason: Option<String>) -> String {
+    match (all, reason) {
         (0, _) | (_, None) => "no parameter has a gradient".to_owned(),
-        (1, Some(reason)) => reason.clone(),
+        (1, Some(reason)) => reason,
         // States differ by name alone; the others' reasons are in the JSON.
         (_, Some(reason)) => format!("{all} parameters have none; the first: {reason}"),
-    })
+    }
 }
 
 /// What the controller can do with this step, and where it cannot, why.
@@ -378,6 +415,7 @@ fn actuators(step: &TrainStep) -> Vec<Actuator> {
             }),
         ),
         actuator("scale-momentum", momentum(step)),
+        actuator("switch-optimizer", switch(step)),
         actuator(
             "gate",
             if unclassified.is_empty() {

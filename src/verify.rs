@@ -128,6 +128,7 @@ fn neutral_arrays(layout: &ControllerLayout, policy: &Policy) -> Result<Vec<Vec<
         momentum: monitor.momentum,
         laws: monitor.laws,
         rollback: monitor.rollback,
+        switch: monitor.switch,
         ..policy.clone()
     };
     Ok(controller_arrays(layout, &neutral)?.into_iter().map(|a| a.bytes).collect())

@@ -12,10 +12,12 @@ use crate::layout::ControllerLayout;
 use crate::measure_entropy::{MeasureEntropy, ReductionStyle};
 use crate::pass::{Changed, Context, Pass, PassError, Pipeline, PipelineError};
 use crate::policy::{Policy, PolicyError};
+use crate::project_steps::ProjectSteps;
 use crate::rollback::Rollback;
 use crate::scale_momentum::ScaleMomentum;
 use crate::scale_updates::ScaleUpdates;
 use crate::step::TrainStep;
+use crate::switch_optimizer::SwitchOptimizer;
 
 /// What an injection depends on besides module and policy.
 #[derive(Debug, Clone, Copy, Default)]
@@ -67,12 +69,17 @@ pub fn control_pipeline(policy: &Policy, options: InjectOptions) -> Pipeline {
 
 fn add_control(pipeline: Pipeline, policy: &Policy, options: InjectOptions) -> Pipeline {
     let measure = MeasureEntropy { policy: policy.clone(), reduction: options.reduction };
-    let measured = pipeline.with(measure).with(Control);
+    let mut measured = pipeline.with(measure);
+    if policy.switch.enabled {
+        measured = measured.with(ProjectSteps { project: policy.switch.project, reduction: options.reduction });
+    }
+    let measured = measured.with(Control);
     // A select beside an update moves fusions, and with them the last bit of a rounding: what is not asked for is not
     // in the graph.
     let momentum =
         if policy.scales_momentum() { measured.with(ScaleMomentum { policy: policy.clone() }) } else { measured };
-    let scaled = if policy.scales() { momentum.with(ScaleUpdates) } else { momentum };
+    let switched = if policy.switch.enabled { momentum.with(SwitchOptimizer) } else { momentum };
+    let scaled = if policy.scales() { switched.with(ScaleUpdates) } else { switched };
     let gated = scaled.with(Gate { policy: policy.clone() });
     let kept = if policy.rollback.keeps_snapshot() { gated.with(Rollback) } else { gated };
     kept.with(AppendState)

@@ -17,7 +17,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{EntropyPolicy, MicroPolicy, MicroTensor, Policy, PolicyError, TargetKind, Timing, Votes};
+use crate::policy::{
+    EntropyPolicy, MicroPolicy, MicroTensor, Policy, PolicyError, Projection, TargetKind, Timing, Trigger, Votes,
+};
 
 /// The version of the layout format that this crate reads and writes.
 pub const LAYOUT_FORMAT_VERSION: u32 = 1;
@@ -42,6 +44,8 @@ pub struct ControllerLayout {
     pub scaled_momentum: bool,
     /// Whether there are copies of the held states to return to. Structure.
     pub rollback: bool,
+    /// How the optimizer may be switched, where it may. Structure.
+    pub switch: Option<SwitchStructure>,
     /// Whether the step scales its loss and skips what overflows, so that such a skip is no anomaly.
     pub loss_scaled: bool,
     /// The controlled tensors, in order.
@@ -62,6 +66,8 @@ pub struct ControllerLayout {
     pub states: Vec<ClassifiedState>,
     /// The momentum of each of [`ControllerLayout::tensors`]; empty where none is scaled.
     pub momentum: Vec<TensorMomentum>,
+    /// Whether the optimizer of each of [`ControllerLayout::tensors`] may be switched; empty where none may.
+    pub switched: Vec<TensorSwitch>,
     /// Bytes of all copies of held states together: so much more memory on the device, and as much that is read and
     /// written in every step. 0 without copies.
     pub snapshot_bytes: u64,
@@ -91,6 +97,60 @@ impl LawStructure {
         let laws = &policy.laws;
         Self { micro: laws.micro.enabled, rule: laws.rule.enabled, pi: laws.pi.enabled, timing: laws.timing }
     }
+}
+
+/// How the optimizer may be switched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SwitchStructure {
+    /// What it waits for.
+    pub trigger: Trigger,
+    /// What the optimizer's steps are projected on.
+    pub project: Projection,
+}
+
+impl SwitchStructure {
+    fn of(policy: &Policy) -> Option<Self> {
+        let switch = &policy.switch;
+        switch.enabled.then_some(Self { trigger: switch.trigger, project: switch.project })
+    }
+
+    /// Fields of the state, and whether they have an element for each tensor.
+    fn state(self) -> Vec<(&'static str, bool)> {
+        let mut fields = vec![
+            ("switch_energy", true),
+            ("switch_energy_carry", true),
+            ("switch_energy_weight", true),
+            ("switch_product", true),
+            ("switch_product_carry", true),
+            ("switch_product_weight", true),
+        ];
+        match self.trigger {
+            Trigger::Step => {}
+            Trigger::Settled => fields.push(("switch_reference", true)),
+            Trigger::Entropy => fields.extend(
+                ["switch_trend", "switch_trend_carry", "switch_trend_weight", "switch_peak"].map(|name| (name, false)),
+            ),
+        }
+        fields
+    }
+
+    /// Names of one-element telemetry fields.
+    fn telemetry(self) -> Vec<&'static str> {
+        let mut fields = vec!["switched", "switches"];
+        match self.trigger {
+            Trigger::Step => {}
+            Trigger::Settled => fields.push("switch_movement"),
+            Trigger::Entropy => fields.extend(["switch_trend", "switch_peak"]),
+        }
+        fields
+    }
+}
+
+/// Whether the optimizer of a tensor may be switched.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TensorSwitch {
+    /// Why not; absent where it may.
+    pub reason: Option<String>,
 }
 
 /// What control needs to know of a step besides its tensors.
@@ -245,6 +305,19 @@ const LAW_FIELDS: &[(&str, PolicyGetter)] =
 const MICRO_FIELDS: &[(&str, PolicyGetter)] =
     &[("laws.micro.relax", |p| p.laws.micro.relax), ("laws.micro.period", |p| f64::from(p.laws.micro.period))];
 
+/// Those of a switch of the optimizer.
+const SWITCH_FIELDS: &[(&str, PolicyGetter)] = &[
+    ("switch.enabled", |p| flag(p.switch.enabled)),
+    ("switch.step", |p| f64::from(p.switch.step)),
+    ("switch.warmup", |p| f64::from(p.switch.warmup)),
+    ("switch.rate", |p| forgetting_rate(p.switch.half_life)),
+    ("switch.tolerance", |p| p.switch.tolerance),
+    ("switch.period", |p| f64::from(p.switch.period)),
+    ("switch.share", |p| p.switch.share),
+    ("switch.return_above", |p| p.switch.return_above),
+    ("switch.factor", |p| p.switch.factor),
+];
+
 /// Those of a rollback to a snapshot; a patience of 0 is never exceeded.
 const ROLLBACK_FIELDS: &[(&str, PolicyGetter)] = &[
     ("rollback.patience", |p| only_if(p.rollback.keeps_snapshot(), f64::from(p.rollback.patience))),
@@ -306,6 +379,9 @@ pub(crate) const MICRO_FACTOR: &str = "laws.micro.log_factor";
 /// The name of the state's field that holds the logarithm of all back-offs together.
 pub(crate) const BACKOFF_LOG: &str = "backoff_log";
 
+/// The name of the telemetry's field that holds the projected rate of each tensor, 0 where there is none.
+pub(crate) const SWITCH_RATE: &str = "switch_rate";
+
 /// Names of the policy's fields on momentum, and of that in telemetry.
 pub(crate) const MOMENTUM_SCALE: &str = "momentum.scale";
 pub(crate) const MOMENTUM_CAP: &str = "momentum.cap";
@@ -329,6 +405,9 @@ const COUNTERS: &[&str] = &[
 
 /// Counters of a rollback to a snapshot.
 const ROLLBACK_COUNTERS: &[&str] = &["refused_streak", "calm_streak", "rollbacks", "snapshots"];
+
+/// Counters of a switch of the optimizer: whether it is on, and how often that changed.
+const SWITCH_COUNTERS: &[&str] = &["switched", "switches"];
 
 /// Names of one-element telemetry fields, in order.
 const TELEMETRY_SCALARS: &[&str] = &[
@@ -365,6 +444,7 @@ pub fn forgetting_rate(half_life: f64) -> f64 {
 fn policy_numbers(
     laws: LawStructure,
     rollback: bool,
+    switch: bool,
     scaled_momentum: bool,
     tensors: &[ControlledTensor],
     policy: &Policy,
@@ -378,6 +458,7 @@ fn policy_numbers(
         (laws.rule, RULE_FIELDS),
         (laws.pi, PI_FIELDS),
         (rollback, ROLLBACK_FIELDS),
+        (switch, SWITCH_FIELDS),
     ] {
         if present {
             numbers.extend(fields.iter().map(|(name, get)| (*name, vec![get(policy)])));
@@ -422,8 +503,9 @@ impl ControllerLayout {
         let laws = LawStructure::of(policy);
         let scaled_momentum = policy.scales_momentum();
         let rollback = policy.rollback.keeps_snapshot();
+        let switch = SwitchStructure::of(policy);
         let mut numbers = Fields(Vec::new());
-        for (name, values) in policy_numbers(laws, rollback, scaled_momentum, &tensors, policy)? {
+        for (name, values) in policy_numbers(laws, rollback, switch.is_some(), scaled_momentum, &tensors, policy)? {
             numbers.push(name, values.len(), values.first().copied().unwrap_or_default());
         }
 
@@ -456,10 +538,16 @@ impl ControllerLayout {
         if rollback {
             state.push(BACKOFF_LOG, 1, 0.0);
         }
+        if let Some(switch) = switch {
+            for (name, per_tensor) in switch.state() {
+                state.push(name, if per_tensor { n } else { 1 }, 0.0);
+            }
+        }
 
         let mut counters = Fields(Vec::new());
         let rollback_counters = if rollback { ROLLBACK_COUNTERS } else { &[] };
-        for name in COUNTERS.iter().chain(rollback_counters) {
+        let switch_counters = if switch.is_some() { SWITCH_COUNTERS } else { &[] };
+        for name in COUNTERS.iter().chain(rollback_counters).chain(switch_counters) {
             counters.push(name, 1, 0.0);
         }
 
@@ -479,6 +567,12 @@ impl ControllerLayout {
         if scaled_momentum {
             telemetry.push(MOMENTUM, n, 1.0);
         }
+        if let Some(switch) = switch {
+            for name in switch.telemetry() {
+                telemetry.push(name, 1, 0.0);
+            }
+            telemetry.push(SWITCH_RATE, n, 0.0);
+        }
 
         Ok(Self {
             format_version: LAYOUT_FORMAT_VERSION,
@@ -488,6 +582,7 @@ impl ControllerLayout {
             laws,
             scaled_momentum,
             rollback,
+            switch,
             loss_scaled: facts.loss_scaled,
             tensors,
             inputs: Vec::new(),
@@ -498,6 +593,7 @@ impl ControllerLayout {
             telemetry: telemetry.0,
             states: Vec::new(),
             momentum: Vec::new(),
+            switched: Vec::new(),
             snapshot_bytes: 0,
         })
     }
@@ -541,8 +637,26 @@ impl ControllerLayout {
         if !self.rollback && policy.rollback.keeps_snapshot() {
             structure("rollback.kind", &"gate", &"snapshot")?;
         }
+        if let Some(wanted) = SwitchStructure::of(policy) {
+            let Some(injected) = self.switch else {
+                return Err(PolicyError::Structure {
+                    key: "switch.enabled",
+                    injected: false.to_string(),
+                    wanted: true.to_string(),
+                });
+            };
+            structure("switch.trigger", &injected.trigger.name(), &wanted.trigger.name())?;
+            structure("switch.project", &injected.project.name(), &wanted.project.name())?;
+        }
         self.check_momentum(policy)?;
-        let numbers = policy_numbers(self.laws, self.rollback, self.scaled_momentum, &self.tensors, policy)?;
+        let numbers = policy_numbers(
+            self.laws,
+            self.rollback,
+            self.switch.is_some(),
+            self.scaled_momentum,
+            &self.tensors,
+            policy,
+        )?;
         #[allow(clippy::cast_possible_truncation, reason = "the device computes in f32")]
         Ok(numbers.into_iter().flat_map(|(_, values)| values).map(|v| v as f32).collect())
     }

@@ -21,9 +21,13 @@ pub mod inline_calls;
 
 pub mod measure_entropy;
 
+pub mod project_steps;
+
 pub mod control;
 
 pub mod scale_momentum;
+
+pub mod switch_optimizer;
 
 pub mod scale_updates;
 

@@ -11,13 +11,13 @@ use hlo::edit::EditError;
 use hlo::verify::VerifyErrors;
 use thiserror::Error;
 
-use crate::control::Controlled;
+use crate::control::{Controlled, Projections};
 use crate::discover::DiscoverError;
 use crate::layout::ControllerLayout;
 use crate::measure_entropy::Statistics;
 use crate::policy::PolicyError;
 use crate::rollback::Snapshot;
-use crate::step::TrainStep;
+use crate::step::{TrainStep, Update};
 
 /// Whether a pass changed the module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +50,9 @@ pub struct Context {
     pub layout: Option<ControllerLayout>,
     pub(crate) statistics: Option<Statistics>,
     pub(crate) control: Option<Controlled>,
+    pub(crate) projections: Option<Projections>,
+    /// The update of each controlled tensor, once another than the step's own may be chosen.
+    pub(crate) updates: Option<Vec<Update>>,
     pub(crate) snapshots: Vec<Snapshot>,
 }
 
@@ -80,6 +83,11 @@ impl Context {
 
     pub(crate) fn statistics(&self) -> Result<&Statistics, PassError> {
         self.statistics.as_ref().ok_or(PassError::Needs { pass: "measure-entropy" })
+    }
+
+    /// The update of a controlled tensor, where another than the step's own may be chosen.
+    pub(crate) fn update(&self, tensor: usize) -> Option<&Update> {
+        self.updates.as_ref()?.get(tensor)
     }
 
     pub(crate) fn control(&self) -> Result<&Controlled, PassError> {

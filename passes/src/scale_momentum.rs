@@ -29,7 +29,7 @@ use crate::layout::TensorMomentum;
 use crate::pass::{Changed, Context, Pass, PassError};
 use crate::policy::Policy;
 use crate::step::{Coefficient, CoefficientPart, CoefficientUse, MomentumStatus, TrainStep, Value};
-use crate::values::materialise;
+use crate::values::scalar;
 
 /// The pass, see the module's documentation.
 #[derive(Debug, Clone)]
@@ -175,19 +175,6 @@ fn element_type(b: &Builder<'_>, coefficient: &Coefficient) -> Made<PrimitiveTyp
     let shape = value.shape(b.module(), b.module().entry());
     let shape = shape.ok_or_else(|| PassError::Stale { what: value.display(b.module(), b.module().entry()) })?;
     Ok(shape.element_type())
-}
-
-/// The one number that `value` holds, however often.
-fn scalar(b: &mut Builder<'_>, value: Value, wide: PrimitiveType) -> Made<InstructionId> {
-    let array = materialise(b, value)?;
-    let rank = b.shape(array)?.rank();
-    let first = if rank == 0 {
-        array
-    } else {
-        let corner = b.slice(array, &vec![(0, 1); rank])?;
-        b.reshape(corner, &[])?
-    };
-    Ok(b.convert(first, wide)?)
 }
 
 /// Makes the product that `used` names one with `scalar`. Where something other than the moment reads the product,

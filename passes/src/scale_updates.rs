@@ -19,7 +19,7 @@ use hlo::{InstructionId, Module, Opcode, PrimitiveType};
 use crate::layout::Scaling;
 use crate::pass::{Changed, Context, Pass, PassError};
 use crate::step::UpdateForm;
-use crate::values::{materialise, readers};
+use crate::values::{materialise, readers, wide_type};
 
 /// The pass, see the module's documentation.
 #[derive(Debug, Clone, Copy, Default)]
@@ -46,7 +46,7 @@ impl Pass for ScaleUpdates {
         let mut forms = Vec::new();
         for (i, ((parameter, _), short)) in step.controlled().zip(names).enumerate() {
             b.set_scope(&format!("entropic.scale.{short}"), &format!("entropic/scale-updates/{}", parameter.name));
-            let update = &parameter.update;
+            let update = context.update(i).unwrap_or(&parameter.update);
             let targets = readers(b.module().entry_computation(), &users, update.new, &parameter.name)?;
             let new = materialise(&mut b, update.new)?;
             let old = materialise(&mut b, update.old)?;
@@ -127,14 +127,4 @@ fn widest(b: &Builder<'_>, mut u: InstructionId) -> Result<InstructionId, BuildE
         }
         u = *source;
     }
-}
-
-/// `f64` where one of the values is, else `f32`.
-fn wide_type(b: &Builder<'_>, values: &[InstructionId]) -> Result<PrimitiveType, BuildError> {
-    for &value in values {
-        if b.shape(value)?.element_type() == PrimitiveType::F64 {
-            return Ok(PrimitiveType::F64);
-        }
-    }
-    Ok(PrimitiveType::F32)
 }

@@ -62,6 +62,8 @@ pub struct Parameter {
     pub moments: Vec<Moment>,
     /// The coefficients of its first moments, or why there are none to scale.
     pub momentum: MomentumStatus,
+    /// Its update as a learning rate times a direction, or why it is none.
+    pub direction: DirectionStatus,
     /// How sure discovery is.
     pub confidence: Confidence,
     /// Why, in words.
@@ -321,6 +323,51 @@ pub enum CoefficientPart {
     Decay,
     /// 1 - b.
     Complement,
+}
+
+/// Whether an update is a learning rate times a direction that a first moment could take the place of.
+#[derive(Debug, Clone)]
+pub enum DirectionStatus {
+    /// It is.
+    Found(Direction),
+    /// It is not. Not an error, unless a policy demands it.
+    Absent {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// An update p' - p = `outer`·(± `decay` + `inner`·`value`).
+#[derive(Debug, Clone)]
+pub struct Direction {
+    /// What the optimizer makes of the gradient: without learning rate and decoupled weight decay.
+    pub value: Value,
+    /// The new value of its first moment.
+    pub moment: Value,
+    /// Factors of the whole update: learning rate, schedule.
+    pub outer: Factors,
+    /// Further factors of the direction alone.
+    pub inner: Factors,
+    /// What is added to the direction and does not depend on data: decoupled weight decay.
+    pub decay: Option<Decay>,
+}
+
+/// A product of numbers that no data decides.
+#[derive(Debug, Clone)]
+pub struct Factors {
+    /// Whether the product is negated.
+    pub negative: bool,
+    /// Whether each divides instead, and its value: a scalar, or an array that holds nothing else.
+    pub factors: Vec<(bool, Value)>,
+}
+
+/// Decoupled weight decay, as a term of an update.
+#[derive(Debug, Clone, Copy)]
+pub struct Decay {
+    /// The term.
+    pub value: Value,
+    /// Whether it is subtracted.
+    pub negative: bool,
 }
 
 /// How sure discovery is.

@@ -6,7 +6,7 @@
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::layout::{ControllerLayout, MOMENTUM, length};
+use crate::layout::{ControllerLayout, MOMENTUM, SWITCH_RATE, length};
 
 /// What one step had to tell.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -51,6 +51,8 @@ pub struct Telemetry {
     pub loss_scale_skips: f32,
     /// What became of the copies of held states; none where none are kept.
     pub rollback: Option<RollbackTelemetry>,
+    /// Whether the optimizer gave way to SGD; none where it never may.
+    pub switch: Option<SwitchTelemetry>,
     /// The whole gradient.
     pub global: Measured,
     /// Each tensor, in the layout's order.
@@ -78,6 +80,23 @@ pub struct RollbackTelemetry {
     pub snapshots: f32,
     /// The back-off's scale of every learning rate in this step.
     pub backoff: f32,
+}
+
+/// Whether the optimizer gave way to SGD.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SwitchTelemetry {
+    /// Whether it was SGD that made this step.
+    pub switched: bool,
+    /// How often the optimizer changed so far, that of the next step included.
+    pub switches: f32,
+    /// The projected rate of each tensor, in the layout's order; none where there is none yet.
+    pub rates: Vec<Option<f32>>,
+    /// `settled`: how far rates moved since they were last compared, as a logarithm.
+    pub movement: Option<f32>,
+    /// `entropy`: the trend of the global entropy.
+    pub trend: Option<f32>,
+    /// `entropy`: its peak since warmup.
+    pub peak: Option<f32>,
 }
 
 /// What is measured per tensor and of the whole gradient.
@@ -138,6 +157,18 @@ impl Telemetry {
                 norm,
             })
             .collect();
+        let switch = if layout.switch.is_some() {
+            Some(SwitchTelemetry {
+                switched: flag("switched")?,
+                switches: scalar("switches")?,
+                rates: array(SWITCH_RATE)?.iter().map(|&rate| Some(rate).filter(|&r| r != 0.0)).collect(),
+                movement: scalar("switch_movement").ok(),
+                trend: scalar("switch_trend").ok(),
+                peak: scalar("switch_peak").ok(),
+            })
+        } else {
+            None
+        };
         let finite = flag("finite")?;
         let global = tensors.pop().ok_or_else(refused)?;
         let rollback = if layout.rollback {
@@ -172,6 +203,7 @@ impl Telemetry {
             rearmings: scalar("rearmings")?,
             loss_scale_skips: scalar("loss_scale_skips")?,
             rollback,
+            switch,
             global,
             tensors,
             scales: array("scale")?.to_vec(),

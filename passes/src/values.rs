@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use hlo::build::Builder;
+use hlo::build::{BuildError, Builder};
 use hlo::edit::EditError;
-use hlo::{Computation, InstructionId, Module, Opcode, Shape};
+use hlo::{Computation, InstructionId, Module, Opcode, PrimitiveType, Shape};
 
 use crate::pass::PassError;
 use crate::step::Value;
@@ -28,6 +28,29 @@ pub(crate) fn materialise(b: &mut Builder<'_>, value: Value) -> Result<Instructi
             _ => b.get_tuple_element(id, element)?,
         };
     }
+}
+
+/// The one number that `value` holds, however often.
+pub(crate) fn scalar(b: &mut Builder<'_>, value: Value, wide: PrimitiveType) -> Result<InstructionId, PassError> {
+    let array = materialise(b, value)?;
+    let rank = b.shape(array)?.rank();
+    let first = if rank == 0 {
+        array
+    } else {
+        let corner = b.slice(array, &vec![(0, 1); rank])?;
+        b.reshape(corner, &[])?
+    };
+    Ok(b.convert(first, wide)?)
+}
+
+/// `f64` where one of the values is, else `f32`.
+pub(crate) fn wide_type(b: &Builder<'_>, values: &[InstructionId]) -> Result<PrimitiveType, BuildError> {
+    for &value in values {
+        if b.shape(value)?.element_type() == PrimitiveType::F64 {
+            return Ok(PrimitiveType::F64);
+        }
+    }
+    Ok(PrimitiveType::F32)
 }
 
 /// Which element of a tuple holds leaf `leaf`, and which leaf of that element it is.

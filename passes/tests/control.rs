@@ -6,13 +6,11 @@ mod common;
 #[path = "common/pair.rs"]
 mod pair;
 
-use common::{Compiled, Random};
-use pair::{Fed, Pair};
+use common::Random;
+use pair::{Fed, Pair, tensor};
 use passes::Policy;
-use passes::control::standalone;
-use passes::layout::{ControlledTensor, StepFacts};
+use passes::layout::StepFacts;
 use passes::policy::Timing;
-use passes::reference::Controller;
 
 const ELEMENTS: [u64; 4] = [64, 1, 1000, 40_000_000];
 
@@ -265,20 +263,8 @@ fn small_tensors_have_no_law_unless_a_pattern_says_so() {
     let low = vec![(64.0, 1.0), (64.0, 1.0), (64.0, 1.0)];
     let high = vec![(64.0, 4.0), (64.0, 4.0), (64.0, 4.0)];
     let scales = |text: &str| {
-        let policy = Policy::parse(text).unwrap();
-        let tensor = |i: usize, elements, rank| ControlledTensor {
-            name: format!("p['t{i}']"),
-            input: i,
-            elements,
-            rank,
-            measured: "%g".into(),
-            scaling: None,
-        };
         let tensors = vec![tensor(0, 64, 2), tensor(1, 1000, 2), tensor(2, 1000, 1)];
-        let (module, layout) = standalone(tensors, &policy, StepFacts::default()).unwrap();
-        let reference = Controller::new(&[64, 1000, 1000], &policy);
-        let (state, counters) = (layout.initial_state(), layout.initial_counters());
-        let mut pair = Pair { program: Compiled::shared(&module), layout, policy, state, counters, reference };
+        let mut pair = Pair::with_tensors(tensors, &Policy::parse(text).unwrap(), StepFacts::default());
         for _ in 0..3 {
             pair.emitted(&high);
         }

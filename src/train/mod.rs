@@ -87,6 +87,12 @@ pub struct ControlRecord {
     /// What became of the copies of held states, where such are kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollback: Option<RollbackRecord>,
+    /// Whether it was SGD that made this step, where the optimizer may be switched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub switched: Option<bool>,
+    /// The projected rate of each tensor then, `null` where there is none yet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tensor_switch_rate: Vec<Option<f32>>,
     /// Ratio of smoothed entropy to target, once there is one.
     pub ratio: Option<f32>,
     /// What the laws of all tensors make of the learning rate, where there is a law.
@@ -186,6 +192,8 @@ impl From<Telemetry> for ControlRecord {
                 snapshots: count(r.snapshots),
                 backoff: r.backoff,
             }),
+            switched: t.switch.as_ref().map(|s| s.switched),
+            tensor_switch_rate: t.switch.map_or(Vec::new(), |s| s.rates),
             ratio: t.global.ratio,
             lr_scale: t.lr_scale,
             momentum_scale: t.momentum_scale,

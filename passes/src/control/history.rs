@@ -166,19 +166,19 @@ pub(super) fn follow_norm(e: &mut Emitter<'_>, m: &Measured, d: &Decision, pause
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Width {
+pub(super) enum Width {
     Scalar,
     Vector,
 }
 
-struct Mean {
-    value: InstructionId,
+pub(super) struct Mean {
+    pub(super) value: InstructionId,
     carry: InstructionId,
     weight: InstructionId,
 }
 
 /// One step of a forgetting mean held in three fields of the state, where `moves` holds; sets those fields.
-fn forget(
+pub(super) fn forget(
     e: &mut Emitter<'_>,
     [value_field, carry_field, weight_field]: [&str; 3],
     width: Width,

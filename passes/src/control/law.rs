@@ -8,6 +8,7 @@ use super::emit::{Array, Emitter};
 use super::history::{follow_entropy, follow_norm, target};
 use super::rollback::rollback;
 use super::scales::{laws, scale, scale_momentum};
+use super::switch::switch;
 use super::{Controlled, Inputs};
 use crate::layout::{ControllerLayout, NONE};
 use crate::pass::PassError;
@@ -23,6 +24,11 @@ pub(super) fn emit(module: &mut Module, layout: &ControllerLayout, inputs: &Inpu
     let ratio = follow_entropy(e, layout, &measured, &decision, &target, &paused)?;
     follow_norm(e, &measured, &decision, &paused)?;
     let rollback = if layout.rollback { Some(rollback(e, &measured, &decision)?) } else { None };
+    let switch = match (layout.switch, inputs.projections) {
+        (Some(structure), Some(steps)) => Some(switch(e, layout, structure, steps, &measured, &decision)?),
+        (Some(_), None) => return Err(PassError::Needs { pass: "project-steps" }),
+        (None, _) => None,
+    };
     let laws = laws(e, layout, &decision, ratio)?;
     let scales = scale(e, &laws, rollback.as_ref().map(|r| r.backoff))?;
     let momentum = if layout.scaled_momentum { Some(scale_momentum(e, &laws)?) } else { None };
@@ -31,7 +37,7 @@ pub(super) fn emit(module: &mut Module, layout: &ControllerLayout, inputs: &Inpu
     let counters = e.assemble(Array::Counters, "entropic.new_counters")?;
     let telemetry = tell(e, &measured, &decision, scales)?;
     let rollback = rollback.map(|r| r.control);
-    Ok(Controlled { applied: decision.applied, scales, momentum, rollback, state, counters, telemetry })
+    Ok(Controlled { applied: decision.applied, scales, momentum, switch, rollback, state, counters, telemetry })
 }
 
 /// What this step's gradient is like; vectors have n + 1 elements.

@@ -23,8 +23,9 @@
 //!   rate and momentum while the global ratio leaves a band; `pi` sets that of the learning rate from the logarithm of
 //!   the global ratio and its sum, which stands still where it would push further out of the clamp. Each acts on some of
 //!   the accepted steps and is clamped; their scales are of this step, or of the one before where control is delayed;
+//! * **switch**: when the optimizer gives way to SGD, and with which rates (`switch.rs`);
 //! * **rollback**: after `patience` refused steps in a row held states return to the copy that was taken when all was
-//!   well, and learning rates back off for a while (see the file `rollback.rs`).
+//!   well, and learning rates back off for a while (`rollback.rs`).
 //!
 //! Every element of the state is chosen by `select` between its old bits and a
 //! finite new value, so that no NaN enters. Absent values are −1. Numbers of the
@@ -36,6 +37,7 @@ mod history;
 mod law;
 mod rollback;
 mod scales;
+mod switch;
 
 pub(crate) use rollback::NEGLIGIBLE;
 
@@ -60,6 +62,8 @@ pub(crate) struct Controlled {
     pub(crate) scales: InstructionId,
     /// How momentum is scaled, where the policy asks for it.
     pub(crate) momentum: Option<MomentumControl>,
+    /// Which tensors SGD moves, where the policy asks for it.
+    pub(crate) switch: Option<SwitchControl>,
     /// When held states return to their copies, where the policy asks for it.
     pub(crate) rollback: Option<RollbackControl>,
     /// The state's successor, f32\[S\].
@@ -77,6 +81,24 @@ pub(crate) struct MomentumControl {
     pub(crate) scales: InstructionId,
     /// No coefficient is raised above this, f32\[\].
     pub(crate) cap: InstructionId,
+}
+
+/// How the optimizer steps, as vectors in the order of the layout's tensors; 0 where a tensor keeps its optimizer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Projections {
+    /// A·A of each direction, f32\[n\].
+    pub(crate) energy: InstructionId,
+    /// A·X with what it is projected on, f32\[n\].
+    pub(crate) product: InstructionId,
+}
+
+/// Which tensors SGD moves, and how far.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SwitchControl {
+    /// Whether this tensor's update is SGD's, pred\[n\].
+    pub(crate) by_sgd: InstructionId,
+    /// The length of its step along the first moment, before learning rate and schedule, f32\[n\].
+    pub(crate) rates: InstructionId,
 }
 
 /// What becomes of held states and their copies, pred\[\] both and never both at once.
@@ -100,6 +122,7 @@ impl Pass for Control {
         let inputs = Inputs {
             energy: measured.energy,
             nats: measured.nats,
+            projections: context.projections,
             policy,
             state: append_input(module, &mut layout, ArrayKind::State)?,
             counters: append_input(module, &mut layout, ArrayKind::Counters)?,
@@ -111,7 +134,8 @@ impl Pass for Control {
 }
 
 /// A module that is control and nothing else: from (energy f32\[n\], nats f32\[n + 1\], policy, state, counters) to
-/// (state, counters, telemetry, scales f32\[n\], applied pred\[\]).
+/// (state, counters, telemetry, scales f32\[n\], applied pred\[\]). Under a policy that may switch the optimizer, A·A and
+/// A·X, f32\[n\] both, come after nats, and by_sgd pred\[n\] and rates f32\[n\] at the end.
 ///
 /// For trying policies on recorded statistics, and for tests.
 ///
@@ -134,12 +158,21 @@ pub fn standalone(
     let inputs = Inputs {
         energy: input("energy", PrimitiveType::F32, n)?,
         nats: input("nats", PrimitiveType::F32, n + 1)?,
+        projections: match layout.switch {
+            Some(_) => Some(Projections {
+                energy: input("step_energy", PrimitiveType::F32, n)?,
+                product: input("step_product", PrimitiveType::F32, n)?,
+            }),
+            None => None,
+        },
         policy: input("policy", PrimitiveType::F32, length(&layout.policy))?,
         state: input("state", PrimitiveType::F32, length(&layout.state))?,
         counters: input("counters", PrimitiveType::S32, length(&layout.counters))?,
     };
     let made = law::emit(&mut module, &layout, &inputs)?;
-    module.set_outputs(&[made.state, made.counters, made.telemetry, made.scales, made.applied])?;
+    let mut outputs = vec![made.state, made.counters, made.telemetry, made.scales, made.applied];
+    outputs.extend(made.switch.iter().flat_map(|s| [s.by_sgd, s.rates]));
+    module.set_outputs(&outputs)?;
     Ok((module, layout))
 }
 
@@ -149,6 +182,8 @@ struct Inputs {
     energy: InstructionId,
     /// h of each tensor and last that of the whole gradient, f32\[n + 1\].
     nats: InstructionId,
+    /// How the optimizer steps, where it may be switched.
+    projections: Option<Projections>,
     /// f32\[P\].
     policy: InstructionId,
     /// f32\[S\].

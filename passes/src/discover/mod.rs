@@ -9,6 +9,7 @@
 //! ever guessed.
 
 mod classify;
+mod direction;
 mod dominance;
 mod error;
 mod flow;
@@ -381,6 +382,7 @@ fn parameter(flow: &Flow<'_, '_>, roles: &Roles, p: usize, state: &StateNode, ou
         }
         None => MomentumStatus::Absent { reason: "it has no gradient".to_owned() },
     };
+    let direction = direction::direction(flow, &update, &momentum);
     if found.is_some() {
         reasons.push(match moments.len() {
             0 => "every path from the data to its new value runs through the gradient".into(),
@@ -413,6 +415,7 @@ fn parameter(flow: &Flow<'_, '_>, roles: &Roles, p: usize, state: &StateNode, ou
         update: update.into_step(graph),
         moments,
         momentum,
+        direction,
         confidence,
         reasons,
     }

@@ -23,14 +23,14 @@ pub(super) struct Gradient {
 
 /// A fold of all elements of an array.
 #[derive(Clone, Copy)]
-pub(super) struct Fold {
+pub(crate) struct Fold {
     opcode: Opcode,
     operand: InstructionId,
     name: &'static str,
 }
 
 /// Σ x, called `name` in the program.
-pub(super) fn sum(operand: InstructionId, name: &'static str) -> Fold {
+pub(crate) fn sum(operand: InstructionId, name: &'static str) -> Fold {
     Fold { opcode: Opcode::Add, operand, name }
 }
 
@@ -40,17 +40,17 @@ pub(super) fn largest(operand: InstructionId, name: &'static str) -> Fold {
 }
 
 /// Emits statistics at the end of the entry.
-pub(super) struct Emitter<'m> {
-    pub(super) b: Builder<'m>,
+pub(crate) struct Emitter<'m> {
+    pub(crate) b: Builder<'m>,
     pub(super) reduction: ReductionStyle,
     /// Computations that reduces call, by name.
     reducers: BTreeMap<String, ComputationId>,
-    pub(super) zero: InstructionId,
+    pub(crate) zero: InstructionId,
     smallest: InstructionId,
 }
 
 impl<'m> Emitter<'m> {
-    pub(super) fn new(module: &'m mut Module, reduction: ReductionStyle) -> Result<Self, BuildError> {
+    pub(crate) fn new(module: &'m mut Module, reduction: ReductionStyle) -> Result<Self, BuildError> {
         let mut b = Builder::at_entry(module);
         b.set_scope("entropic.measure", "entropic/measure-entropy");
         let zero = b.named("entropic.zero").constant_f32(0.0)?;
@@ -90,7 +90,12 @@ impl<'m> Emitter<'m> {
     /// The gradient in `f32`, where our sums over it are to stay apart from the step's own.
     pub(super) fn wide(&mut self, gradient: &Gradient) -> Built {
         let g = self.b.convert(gradient.value, PrimitiveType::F32)?;
-        if self.reduction == ReductionStyle::Shares { self.apart(g) } else { Ok(g) }
+        self.own(g)
+    }
+
+    /// An `f32` array over which our sums are to stay apart from the step's own.
+    pub(crate) fn own(&mut self, x: InstructionId) -> Built {
+        if self.reduction == ReductionStyle::Shares { self.apart(x) } else { Ok(x) }
     }
 
     /// The same values, but for no compiler pass the same value: a `reduce-precision` to the precision that x has.
@@ -102,7 +107,7 @@ impl<'m> Emitter<'m> {
 
     /// Folds over arrays of equal dimensions that do not wait for each other, each to a scalar called
     /// `entropic.NAME.SHORT`: in one variadic reduce where that is the style.
-    pub(super) fn fold<const N: usize>(
+    pub(crate) fn fold<const N: usize>(
         &mut self,
         folds: [Fold; N],
         short: &str,

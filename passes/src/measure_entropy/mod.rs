@@ -27,7 +27,7 @@
 //!
 //! The policy vector becomes an input of the program here, since this is the first pass that may read it.
 
-mod emit;
+pub(crate) mod emit;
 mod histogram;
 mod shares;
 mod softmax;

@@ -12,6 +12,7 @@ mod momentum;
 mod parse;
 mod pattern;
 mod rollback;
+mod switch;
 
 use std::collections::BTreeMap;
 
@@ -25,6 +26,7 @@ pub use laws::{LawsPolicy, MicroPolicy, MicroTensor, PiPolicy, RulePolicy, Timin
 pub use momentum::MomentumPolicy;
 pub use pattern::Pattern;
 pub use rollback::{RollbackKind, RollbackPolicy};
+pub use switch::{Projection, SwitchPolicy, Trigger};
 
 /// The version of the policy format that this crate reads and writes.
 pub const POLICY_FORMAT_VERSION: u32 = 1;
@@ -55,6 +57,8 @@ pub struct Policy {
     pub laws: LawsPolicy,
     /// By how much momentum coefficients are scaled.
     pub momentum: MomentumPolicy,
+    /// When the optimizer gives way to SGD.
+    pub switch: SwitchPolicy,
     /// Classes of states by tree-path pattern; they override what discovery says.
     pub states: BTreeMap<String, AssignedClass>,
 }
@@ -182,6 +186,7 @@ impl Default for Policy {
             scale: ScalePolicy::default(),
             laws: LawsPolicy::default(),
             momentum: MomentumPolicy::default(),
+            switch: SwitchPolicy::default(),
             states: BTreeMap::new(),
         }
     }
@@ -264,6 +269,25 @@ pub enum PolicyError {
          disable one of them"
     )]
     TwoGlobalLaws,
+    /// A way back that the trigger does not have.
+    #[error(
+        "`switch.return_above` is set in the policy, and `switch.trigger` is \"{trigger}\": only `trigger = \"entropy\"` \
+         returns to the optimizer; set `switch.return_above` to 0"
+    )]
+    ReturnWithoutEntropy {
+        /// The trigger.
+        trigger: &'static str,
+    },
+    /// A switch of the optimizer in a step where nothing can be switched.
+    #[error(
+        "the policy switches the optimizer to SGD with its own first moment, and no tensor of this step can be switched:\n{}\n\
+         set `switch.enabled` to false, or train with an optimizer that keeps a first moment",
+        tensors.iter().map(|(name, reason)| format!("  {name}: {reason}")).collect::<Vec<_>>().join("\n")
+    )]
+    NothingToSwitch {
+        /// Name and reason of each.
+        tensors: Vec<(String, String)>,
+    },
     /// A copy to return to, and nothing that would.
     #[error(
         "`rollback.kind` is \"snapshot\" in the policy, and no gate is enabled that could refuse a step and return to \
@@ -428,6 +452,7 @@ impl Policy {
             scale(&format!("scale.tensors.{pattern:?}"), value)?;
         }
         self.momentum.validate(check)?;
+        self.switch.validate(check)?;
         self.laws.validate(check)
     }
 

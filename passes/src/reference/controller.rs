@@ -3,6 +3,7 @@
 use ndarray::{Array1, Array2, Axis};
 
 use super::Statistics;
+use super::switch::{Projections, Seen, Switch, Switched};
 use crate::control::NEGLIGIBLE;
 use crate::layout::{forgetting_rate, micro_numbers};
 use crate::policy::{Policy, TargetKind, Timing, Votes};
@@ -30,6 +31,8 @@ pub struct Controller {
     backoff_log: f64,
     refused_streak: u64,
     calm_streak: u64,
+    /// The switch of the optimizer.
+    pub switch: Switch,
     /// Whether the step scales its loss, so that an overflow is no anomaly.
     pub loss_scaled: bool,
     /// Returns to the copies so far.
@@ -83,6 +86,8 @@ pub struct Step {
     pub snapshot_taken: bool,
     /// The scale of every learning rate that earlier returns left.
     pub backoff: f64,
+    /// Which tensors SGD moved, where the optimizer may be switched.
+    pub switched: Option<Switched>,
     /// Entropy of this step.
     pub entropy: Array1<f64>,
     /// Mean over the window.
@@ -105,18 +110,18 @@ pub struct Step {
 
 /// Σ wᵢxᵢ / Σ wᵢ with weights that halve in a half-life, by definition: numerator and weight apart.
 #[derive(Debug, Clone)]
-struct Forgetting {
+pub(super) struct Forgetting {
     numerator: Array1<f64>,
     weight: Array1<f64>,
 }
 
 impl Forgetting {
-    fn new(len: usize) -> Self {
+    pub(super) fn new(len: usize) -> Self {
         Self { numerator: Array1::zeros(len), weight: Array1::zeros(len) }
     }
 
     /// Takes in the elements of `x` that are not NaN.
-    fn observe(&mut self, x: &Array1<f64>, rate: f64) {
+    pub(super) fn observe(&mut self, x: &Array1<f64>, rate: f64) {
         for ((numerator, weight), &x) in self.numerator.iter_mut().zip(&mut self.weight).zip(x) {
             if !x.is_nan() {
                 *numerator = (1.0 - rate) * *numerator + rate * x;
@@ -125,7 +130,7 @@ impl Forgetting {
         }
     }
 
-    fn mean(&self) -> Array1<f64> {
+    pub(super) fn mean(&self) -> Array1<f64> {
         &self.numerator / &self.weight
     }
 }
@@ -151,6 +156,7 @@ impl Controller {
             momentum_log: 0.0,
             integral: 0.0,
             backoff_log: 0.0,
+            switch: Switch::new(elements),
             refused_streak: 0,
             calm_streak: 0,
             loss_scaled: false,
@@ -190,8 +196,9 @@ impl Controller {
         statistics.iter().zip(&self.most_nats).map(entropy).collect()
     }
 
-    /// One step of control, with statistics of each tensor and last those of the whole gradient.
-    pub fn step(&mut self, statistics: &[Statistics], policy: &Policy) -> Step {
+    /// One step of control, with statistics of each tensor and last those of the whole gradient, and with how the
+    /// optimizer steps (of no account where the policy never switches it).
+    pub fn step(&mut self, statistics: &[Statistics], projections: &Projections, policy: &Policy) -> Step {
         let gate = &policy.gate;
         let total = statistics.last().map_or(0.0, |whole| whole.energy);
         let finite = representable(total);
@@ -244,6 +251,8 @@ impl Controller {
         let target = self.target(policy);
         let mut ratio = &smoothed / &target;
         ratio.zip_mut_with(&target, |r, &t| *r = if t > 0.0 { *r } else { f64::NAN });
+        let seen = Seen { accepted, steps: self.steps, accepted_steps: self.accepted, entropy: whole };
+        let switched = policy.switch.enabled.then(|| self.switch.step(&policy.switch, projections, seen));
         let (scales, lr_scale, momentum_scale) = self.laws(&ratio, accepted, policy);
         let scales = scales * backoff;
         Step {
@@ -258,6 +267,7 @@ impl Controller {
             rolled_back,
             snapshot_taken,
             backoff,
+            switched,
             entropy,
             smoothed,
             target,

@@ -5,6 +5,8 @@
 
 mod controller;
 mod statistics;
+mod switch;
 
 pub use controller::{Controller, Step};
 pub use statistics::{Statistics, statistics};
+pub use switch::{Projections, Switch, Switched};

@@ -11,6 +11,11 @@ use passes::{ControllerLayout, Policy, Telemetry};
 
 use crate::common::{Array, Compiled};
 
+/// A tensor called `p['tI']`.
+pub fn tensor(input: usize, elements: u64, rank: u32) -> ControlledTensor {
+    ControlledTensor { name: format!("p['t{input}']"), input, elements, rank, measured: "%g".into(), scaling: None }
+}
+
 /// Emitted control and reference, side by side.
 pub struct Pair {
     pub program: &'static Compiled,
@@ -19,6 +24,10 @@ pub struct Pair {
     pub state: Vec<f32>,
     pub counters: Vec<i32>,
     pub reference: Controller,
+    /// How the optimizer steps, A·A and A·X of each tensor; fed to the next steps.
+    pub projections: Vec<(f32, f32)>,
+    /// Which tensors SGD moved in the last step.
+    pub by_sgd: Vec<bool>,
 }
 
 /// Statistics of one step: (S, h) of each tensor.
@@ -31,22 +40,22 @@ impl Pair {
 
     /// For a step of which something is known.
     pub fn of(elements: &[u64], policy: &Policy, facts: StepFacts) -> Self {
-        let tensor = |(i, &elements): (usize, &u64)| ControlledTensor {
-            name: format!("p['t{i}']"),
-            input: i,
-            elements,
-            rank: 2,
-            measured: "%g".into(),
-            scaling: None,
-        };
-        let (module, layout) = standalone(elements.iter().enumerate().map(tensor).collect(), policy, facts).unwrap();
-        let mut reference = Controller::new(elements, policy);
+        Self::with_tensors(elements.iter().enumerate().map(|(i, &n)| tensor(i, n, 2)).collect(), policy, facts)
+    }
+
+    /// The same for tensors of any rank, which the reference takes for two.
+    pub fn with_tensors(tensors: Vec<ControlledTensor>, policy: &Policy, facts: StepFacts) -> Self {
+        let elements: Vec<u64> = tensors.iter().map(|t| t.elements).collect();
+        let (module, layout) = standalone(tensors, policy, facts).unwrap();
+        let mut reference = Controller::new(&elements, policy);
         reference.loss_scaled = facts.loss_scaled;
         Self {
             program: Compiled::shared(&module),
             state: layout.initial_state(),
             counters: layout.initial_counters(),
             reference,
+            projections: vec![(0.0, 0.0); elements.len()],
+            by_sgd: Vec::new(),
             policy: policy.clone(),
             layout,
         }
@@ -55,13 +64,18 @@ impl Pair {
     pub fn emitted(&mut self, fed: &Fed) -> Telemetry {
         let (energy, mut nats): (Vec<f32>, Vec<f32>) = fed.iter().copied().unzip();
         nats.push(whole(fed).nats as f32);
-        let outputs = self.program.run(&[
-            Array::vector(&energy),
-            Array::vector(&nats),
+        let mut inputs = vec![Array::vector(&energy), Array::vector(&nats)];
+        if self.layout.switch.is_some() {
+            let (energies, products): (Vec<f32>, Vec<f32>) = self.projections.iter().copied().unzip();
+            inputs.extend([Array::vector(&energies), Array::vector(&products)]);
+        }
+        inputs.extend([
             Array::vector(&self.layout.policy_vector(&self.policy).unwrap()),
             Array::vector(&self.state),
             Array::s32(&[self.counters.len() as i64], &self.counters),
         ]);
+        let outputs = self.program.run(&inputs);
+        self.by_sgd = outputs.get(5).map_or(Vec::new(), |o| o.bytes.iter().map(|&b| b != 0).collect());
         self.state = outputs[0].floats();
         self.counters = outputs[1].ints();
         assert!(self.state.iter().all(|v| v.is_finite()), "not finite in the state: {:?}", self.state);
@@ -74,7 +88,8 @@ impl Pair {
     pub fn step(&mut self, fed: &Fed) -> (Telemetry, Step) {
         let of = |&(s, h): &(f32, f32)| Statistics { energy: f64::from(s), nats: f64::from(h) };
         let statistics: Vec<_> = fed.iter().map(of).chain([whole(fed)]).collect();
-        let expected = self.reference.step(&statistics, &self.policy);
+        let projections: Vec<_> = self.projections.iter().map(|&(a, x)| (f64::from(a), f64::from(x))).collect();
+        let expected = self.reference.step(&statistics, &projections, &self.policy);
         let found = self.emitted(fed);
         self.compare(&found, &expected);
         (found, expected)
@@ -95,6 +110,18 @@ impl Pair {
         let refused = [found.refused_norm, found.refused_low, found.refused_high].map(|count| count as u64);
         assert_eq!(refused, [r.refused_norm, r.refused_low, r.refused_high], "step {at}");
         assert_eq!(found.loss_scale_skips as u64, r.loss_scale_skips, "step {at}");
+        if let (Some(switch), Some(switched)) = (&found.switch, &expected.switched) {
+            assert_eq!(self.by_sgd, switched.by_sgd, "step {at}: {switch:?}");
+            assert_eq!(switch.switches as u64, r.switch.switches, "step {at}: {switch:?}");
+            for (i, (found, &expected)) in switch.rates.iter().zip(&switched.rates).enumerate() {
+                match found {
+                    Some(f) => {
+                        assert!((f64::from(*f) / expected - 1.0).abs() <= 1e-5, "step {at}: rate {i}: {f}, {expected}")
+                    }
+                    None => assert!(expected.is_nan(), "step {at}: rate {i} is absent, not {expected}"),
+                }
+            }
+        }
         if let Some(rollback) = found.rollback {
             let decided = (rollback.rolled_back, rollback.snapshot_taken);
             assert_eq!(decided, (expected.rolled_back, expected.snapshot_taken), "step {at}: {found:?}");
