@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use hlo::Module;
 use passes::TrainStep;
 use passes::step::{
-    CoefficientPlace, Confidence, Direction, DirectionStatus, Gradient, GradientStatus, LinkKind, MomentForm, MomentOf,
+    CoefficientPlace, Confidence, DirectionStatus, Gradient, GradientStatus, LinkKind, MomentForm, MomentOf,
     MomentumForm, MomentumStatus, Pairing, Parameter, StateClass, StateRole, UpdateForm, Value,
 };
 use serde::Serialize;
@@ -366,19 +366,13 @@ fn momentum(step: &TrainStep) -> Result<String, String> {
 fn switch(step: &TrainStep) -> Result<String, String> {
     let all = step.controlled().count();
     let with = step.controlled().filter(|(p, _)| matches!(p.direction, DirectionStatus::Found(_))).count();
-    let decayed = step
-        .controlled()
-        .filter(|(p, _)| matches!(&p.direction, DirectionStatus::Found(Direction { decay: Some(_), .. })));
     let reason = step.controlled().find_map(|(p, _)| match &p.direction {
         DirectionStatus::Found(_) => None,
         DirectionStatus::Absent { reason } => Some(reason.clone()),
     });
     match (with, reason) {
         (0, reason) => Err(none_of(all, reason)),
-        (n, _) => Ok(format!(
-            "{n} of {all} parameters can go on by SGD with their first moment; {} keep decoupled weight decay",
-            decayed.count()
-        )),
+        (n, _) => Ok(format!("{n} of {all} parameters can go on by SGD with their first moment")),
     }
 }
 

@@ -72,7 +72,8 @@ fn assert_neutral(policy: &Policy, contraction: Contraction, same: impl Fn(&str,
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
 }
 
-/// A policy with gates that admit everything, laws that are not yet warm, and a scale of 1 for every update.
+/// A policy with gates that admit everything, laws that are not yet warm, a scale of 1 for every update, and copies of
+/// held states that are renewed and never returned to.
 fn armed(timing: Timing) -> Policy {
     let mut policy = Policy::default();
     policy.gate.norm.multiple = 1e6;
@@ -81,6 +82,11 @@ fn armed(timing: Timing) -> Policy {
     policy.laws.micro.enabled = true;
     policy.laws.pi.enabled = true;
     policy.scale.tensors.insert("*".into(), 1.0);
+    policy.rollback = passes::policy::RollbackPolicy {
+        kind: passes::policy::RollbackKind::Snapshot,
+        refresh: 4,
+        ..Default::default()
+    };
     policy
 }
 

@@ -18,8 +18,8 @@ use crate::measure_entropy::ReductionStyle;
 use crate::measure_entropy::emit::{Emitter, sum};
 use crate::pass::{Changed, Context, Pass, PassError};
 use crate::policy::{PolicyError, Projection};
-use crate::step::{Direction, DirectionStatus, Gradient, TrainStep};
-use crate::values::materialise;
+use crate::step::{Direction, DirectionStatus, Factors, Gradient, TrainStep};
+use crate::values::{materialise, product};
 
 /// The pass, see the module's documentation.
 #[derive(Debug, Clone, Copy)]
@@ -78,6 +78,7 @@ impl ProjectSteps {
         let along = materialise(&mut e.b, along)?;
         let taken = wide(&mut e.b, taken)?;
         let along = wide(&mut e.b, along)?;
+        let taken = without(&mut e.b, taken, &direction.buried)?;
         let taken = e.own(taken)?;
         let along = e.own(along)?;
         let square = e.b.multiply(taken, taken)?;
@@ -89,6 +90,17 @@ impl ProjectSteps {
 
 fn wide(b: &mut Builder<'_>, x: InstructionId) -> Built {
     b.convert(x, PrimitiveType::F32)
+}
+
+/// x with factors that are inside it taken out; not finite where one is 0, which keeps the step out of all means.
+fn without(b: &mut Builder<'_>, x: InstructionId, factors: &Factors) -> Result<InstructionId, PassError> {
+    if factors.factors.is_empty() {
+        return Ok(if factors.negative { b.negate(x)? } else { x });
+    }
+    let one = b.constant_f32(1.0)?;
+    let factor = product(b, one, factors, PrimitiveType::F32)?;
+    let factor = b.broadcast_scalar_like(factor, x)?;
+    Ok(b.divide(x, factor)?)
 }
 
 /// What the layout says of each controlled tensor.

@@ -337,19 +337,23 @@ pub enum DirectionStatus {
     },
 }
 
-/// An update p' - p = `outer`·(± `decay` + `inner`·`value`).
+/// A new value p' = `base` + `outer`·(`decay` + `inner`·`value`), where `value` is `buried` times the direction.
 #[derive(Debug, Clone)]
 pub struct Direction {
-    /// What the optimizer makes of the gradient: without learning rate and decoupled weight decay.
+    /// What the optimizer makes of the gradient, without learning rate and decoupled weight decay.
     pub value: Value,
+    /// Factors that are inside `value`, where they cannot be left out: those of the numerator of a quotient.
+    pub buried: Factors,
     /// The new value of its first moment.
     pub moment: Value,
-    /// Factors of the whole update: learning rate, schedule.
+    /// What the step is added to: the old value, or what is left of it after weight decay.
+    pub base: Vec<Term>,
+    /// Factors of the whole step: learning rate, schedule.
     pub outer: Factors,
+    /// Decoupled weight decay, where it is inside those factors; often empty.
+    pub decay: Vec<Term>,
     /// Further factors of the direction alone.
     pub inner: Factors,
-    /// What is added to the direction and does not depend on data: decoupled weight decay.
-    pub decay: Option<Decay>,
 }
 
 /// A product of numbers that no data decides.
@@ -361,10 +365,10 @@ pub struct Factors {
     pub factors: Vec<(bool, Value)>,
 }
 
-/// Decoupled weight decay, as a term of an update.
+/// A summand that no data decides.
 #[derive(Debug, Clone, Copy)]
-pub struct Decay {
-    /// The term.
+pub struct Term {
+    /// The summand.
     pub value: Value,
     /// Whether it is subtracted.
     pub negative: bool,

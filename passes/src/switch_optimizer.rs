@@ -1,14 +1,14 @@
 //! `switch-optimizer`: from the optimizer of the graph to SGD with its own first moment.
 //!
-//! Where discovery wrote an update as u = η·(±w + ι·A), with a learning rate η, decoupled weight decay w, further
-//! uniform factors ι and the direction A of the optimizer, SGD's is
+//! Where discovery wrote a new value as p' = b + η·(w + ι·β·A), with the base b that the step is added to, a learning
+//! rate η, decoupled weight decay w, further uniform factors ι and β and the direction A of the optimizer, SGD's is
 //!
 //! ```text
-//! u_sgd = η·(±w + ι·κ·m')
+//! p_sgd = b + η·(w + ι·β·κ·m')
 //! ```
 //!
 //! with the first moment m' that the optimizer keeps anyway and the rate κ of `control`; so the schedule goes on, weight
-//! decay stays, and no second copy of any state is needed. Every use of p' sees `select(by_sgd, p + u_sgd, p')`: a
+//! decay stays, and no second copy of any state is needed. Every use of p' sees `select(by_sgd, p_sgd, p')`: a
 //! switch that has not happened leaves the step's bits alone. All states of the optimizer go on being computed, so that it
 //! can come back.
 //!
@@ -20,8 +20,8 @@ use hlo::build::Builder;
 use hlo::{InstructionId, Module, Opcode, PrimitiveType};
 
 use crate::pass::{Changed, Context, Pass, PassError};
-use crate::step::{Direction, DirectionStatus, Factors, Update, UpdateForm, Value};
-use crate::values::{materialise, readers, scalar, wide_type};
+use crate::step::{Direction, DirectionStatus, Term, Update, UpdateForm, Value};
+use crate::values::{materialise, product, readers, wide_type};
 
 /// The pass, see the module's documentation.
 #[derive(Debug, Clone, Copy, Default)]
@@ -57,22 +57,14 @@ impl Pass for SwitchOptimizer {
             let narrow = b.shape(new)?.element_type();
             let wide = wide_type(&b, &[old, new])?;
             let step = by_moment(&mut b, direction, rate, wide)?;
-            let wide_old = b.convert(old, wide)?;
-            let moved = b.add(wide_old, step)?;
-            let moved = b.convert(moved, narrow)?;
-            let chosen = b.named(&format!("entropic.switched.{short}")).select(by_sgd, moved, new)?;
+            let moved = sum(&mut b, step, &direction.base, wide)?;
+            let narrowed = b.convert(moved, narrow)?;
+            let chosen = b.named(&format!("entropic.switched.{short}")).select(by_sgd, narrowed, new)?;
             // What `scale-updates` scales; it goes unused, and away, where nothing is scaled.
-            let (u, negative) = match update.form {
-                UpdateForm::Add { u } => (u, false),
-                UpdateForm::Subtract { u } => (u, true),
-                UpdateForm::Difference { .. } => {
-                    return Err(PassError::Stale { what: format!("the update of {}", parameter.name) });
-                }
-            };
-            let u = materialise(&mut b, u)?;
-            let u = b.convert(u, wide)?;
-            let u = if negative { b.negate(u)? } else { u };
-            let u = b.named(&format!("entropic.update.{short}")).select(by_sgd, step, u)?;
+            let u = own_update(&mut b, update, wide)?;
+            let wide_old = b.convert(old, wide)?;
+            let by_step = b.subtract(moved, wide_old)?;
+            let u = b.named(&format!("entropic.update.{short}")).select(by_sgd, by_step, u)?;
             let entry = b.module().entry_computation();
             keep.extend(entry.order().iter().rev().take_while(|id| id.index() >= first));
             replacements.extend(targets.into_iter().chain([new]).map(|target| (target, chosen)));
@@ -90,7 +82,23 @@ impl Pass for SwitchOptimizer {
     }
 }
 
-/// η·(±w + ι·κ·m') in a wide type.
+/// p' - p of the optimizer, in a wide type.
+fn own_update(b: &mut Builder<'_>, update: &Update, wide: PrimitiveType) -> Result<InstructionId, PassError> {
+    let (u, negative) = match update.form {
+        UpdateForm::Add { u } => (u, false),
+        UpdateForm::Subtract { u } => (u, true),
+        UpdateForm::Difference { .. } => {
+            let (new, old) = (materialise(b, update.new)?, materialise(b, update.old)?);
+            let (new, old) = (b.convert(new, wide)?, b.convert(old, wide)?);
+            return Ok(b.subtract(new, old)?);
+        }
+    };
+    let u = materialise(b, u)?;
+    let u = b.convert(u, wide)?;
+    Ok(if negative { b.negate(u)? } else { u })
+}
+
+/// η·(w + ι·β·κ·m') in a wide type.
 fn by_moment(
     b: &mut Builder<'_>,
     direction: &Direction,
@@ -101,31 +109,23 @@ fn by_moment(
     let moment = b.convert(moment, wide)?;
     let rate = b.convert(rate, wide)?;
     let rate = product(b, rate, &direction.inner, wide)?;
+    let rate = product(b, rate, &direction.buried, wide)?;
     let rate = b.broadcast_scalar_like(rate, moment)?;
-    let mut step = b.multiply(rate, moment)?;
-    if let Some(decay) = &direction.decay {
-        let value = materialise(b, decay.value)?;
-        let value = b.convert(value, wide)?;
-        let opcode = if decay.negative { Opcode::Subtract } else { Opcode::Add };
-        step = b.emit(opcode, &[step, value])?;
-    }
+    let step = b.multiply(rate, moment)?;
+    let step = sum(b, step, &direction.decay, wide)?;
     let one = b.constant(wide, 1.0)?;
     let outer = product(b, one, &direction.outer, wide)?;
     let outer = b.broadcast_scalar_like(outer, step)?;
     Ok(b.multiply(outer, step)?)
 }
 
-/// A scalar times all factors.
-fn product(
-    b: &mut Builder<'_>,
-    first: InstructionId,
-    factors: &Factors,
-    wide: PrimitiveType,
-) -> Result<InstructionId, PassError> {
-    let mut made = first;
-    for &(divides, value) in &factors.factors {
-        let factor = scalar(b, value, wide)?;
-        made = b.emit(if divides { Opcode::Divide } else { Opcode::Multiply }, &[made, factor])?;
+/// x and all terms.
+fn sum(b: &mut Builder<'_>, x: InstructionId, terms: &[Term], wide: PrimitiveType) -> Result<InstructionId, PassError> {
+    let mut made = x;
+    for term in terms {
+        let value = materialise(b, term.value)?;
+        let value = b.convert(value, wide)?;
+        made = b.emit(if term.negative { Opcode::Subtract } else { Opcode::Add }, &[made, value])?;
     }
-    Ok(if factors.negative { b.negate(made)? } else { made })
+    Ok(made)
 }

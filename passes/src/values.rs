@@ -7,7 +7,7 @@ use hlo::edit::EditError;
 use hlo::{Computation, InstructionId, Module, Opcode, PrimitiveType, Shape};
 
 use crate::pass::PassError;
-use crate::step::Value;
+use crate::step::{Factors, Value};
 
 /// The array that `value` names, taken out of its tuple where it lies in one.
 pub(crate) fn materialise(b: &mut Builder<'_>, value: Value) -> Result<InstructionId, PassError> {
@@ -41,6 +41,21 @@ pub(crate) fn scalar(b: &mut Builder<'_>, value: Value, wide: PrimitiveType) -> 
         b.reshape(corner, &[])?
     };
     Ok(b.convert(first, wide)?)
+}
+
+/// A scalar times all factors.
+pub(crate) fn product(
+    b: &mut Builder<'_>,
+    first: InstructionId,
+    factors: &Factors,
+    wide: PrimitiveType,
+) -> Result<InstructionId, PassError> {
+    let mut made = first;
+    for &(divides, value) in &factors.factors {
+        let factor = scalar(b, value, wide)?;
+        made = b.emit(if divides { Opcode::Divide } else { Opcode::Multiply }, &[made, factor])?;
+    }
+    Ok(if factors.negative { b.negate(made)? } else { made })
 }
 
 /// `f64` where one of the values is, else `f32`.

@@ -4,7 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use hlo::Module;
-use passes::{ControllerLayout, InjectOptions, Policy, Telemetry, inject};
+use passes::layout::ArrayKind;
+use passes::{ControllerLayout, InjectOptions, Injection, Policy, Telemetry, TrainStep, inject};
 
 use crate::common::{Array, Compiled, Contraction};
 
@@ -12,9 +13,9 @@ use crate::common::{Array, Compiled, Contraction};
 pub struct Controlled {
     program: Compiled,
     pub layout: ControllerLayout,
-    policy: Array,
-    state: Array,
-    counters: Array,
+    pub step: TrainStep,
+    /// The appended inputs, in order: policy, state, counters, copies of held states.
+    own: Vec<Array>,
     /// What the last step had to tell.
     pub telemetry: Option<Telemetry>,
 }
@@ -26,32 +27,42 @@ impl Controlled {
 
     pub fn with(module: &Module, policy: &Policy, contraction: Contraction) -> Result<Self, passes::InjectError> {
         let mut module = module.clone();
-        let layout = inject(&mut module, policy, InjectOptions::default())?.layout;
-        let counters = layout.initial_counters();
-        Ok(Self {
-            program: Compiled::with(&module, contraction),
-            policy: Array::vector(&layout.policy_vector(policy).unwrap()),
-            state: Array::vector(&layout.initial_state()),
-            counters: Array::s32(&[counters.len() as i64], &counters),
-            layout,
-            telemetry: None,
-        })
+        let Injection { step, layout } = inject(&mut module, policy, InjectOptions::default())?;
+        let own = layout.inputs.iter().map(|input| match input.kind {
+            ArrayKind::Policy => Array::vector(&layout.policy_vector(policy).unwrap()),
+            ArrayKind::State => Array::vector(&layout.initial_state()),
+            ArrayKind::Counters => Array::s32(&input.dims, &layout.initial_counters()),
+            ArrayKind::Snapshot => {
+                let element_type = input.element_type.parse().unwrap();
+                let of = step.state(input.copy_of.unwrap()).unwrap();
+                Array { element_type, dims: input.dims.clone(), bytes: vec![0; of.shape.byte_size() as usize] }
+            }
+            ArrayKind::Telemetry => panic!("telemetry as an input"),
+        });
+        Ok(Self { program: Compiled::with(&module, contraction), own: own.collect(), step, layout, telemetry: None })
     }
 
     /// From now on, the numbers of another policy.
     pub fn obey(&mut self, policy: &Policy) {
-        self.policy = Array::vector(&self.layout.policy_vector(policy).unwrap());
+        self.own[0] = Array::vector(&self.layout.policy_vector(policy).unwrap());
     }
 
     /// Runs one step; returns the step's own outputs. The controller's state must stay finite.
     pub fn run(&mut self, inputs: &[Array]) -> Vec<Array> {
-        let own = [self.policy.clone(), self.state.clone(), self.counters.clone()];
-        let mut outputs = self.program.run(&[inputs, &own].concat());
+        let mut outputs = self.program.run(&[inputs, &self.own].concat());
         let added = outputs.split_off(outputs.len() - self.layout.outputs.len());
-        let [state, counters, telemetry] = <[Array; 3]>::try_from(added).unwrap_or_else(|_| panic!("added outputs"));
-        self.telemetry = Some(Telemetry::decode(&self.layout, &telemetry.floats()).unwrap());
-        (self.state, self.counters) = (state, counters);
-        assert!(self.state.floats().iter().all(|v| v.is_finite()), "the controller's state is not finite");
+        for (said, value) in self.layout.outputs.iter().zip(added) {
+            if said.kind == ArrayKind::Telemetry {
+                self.telemetry = Some(Telemetry::decode(&self.layout, &value.floats()).unwrap());
+                continue;
+            }
+            if said.kind == ArrayKind::State {
+                assert!(value.floats().iter().all(|v| v.is_finite()), "the controller's state is not finite");
+            }
+            let succeeds = |i: &passes::layout::ControllerInput| i.kind == said.kind && i.copy_of == said.copy_of;
+            let slot = self.layout.inputs.iter().position(succeeds).unwrap();
+            self.own[slot] = value;
+        }
         outputs
     }
 

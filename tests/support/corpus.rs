@@ -139,6 +139,15 @@ fn bytes(npy: npyz::NpyFile<impl Read>) -> Vec<u8> {
 }
 
 impl Case {
+    /// The inputs with one element of the first floating-point batch made NaN.
+    pub fn poisoned(&self, inputs: &[Array]) -> Vec<Array> {
+        let mut inputs = inputs.to_vec();
+        let batch = |k: &usize| self.roles[*k] == "batch" && self.inputs[*k].element_type == pjrt::ElementType::F32;
+        let victim = (0..inputs.len()).find(batch).unwrap_or_else(|| panic!("{}: no f32 batch", self.name));
+        inputs[victim].bytes[..4].copy_from_slice(&f32::NAN.to_ne_bytes());
+        inputs
+    }
+
     /// The next step's inputs: outputs where they succeed an input, else what went in.
     pub fn next(&self, inputs: &[Array], outputs: &[Array]) -> Vec<Array> {
         let mut next = inputs.to_vec();
