@@ -71,7 +71,7 @@ fn add_control(pipeline: Pipeline, policy: &Policy, options: InjectOptions) -> P
     let measure = MeasureEntropy { policy: policy.clone(), reduction: options.reduction };
     let mut measured = pipeline.with(measure);
     if policy.switch.enabled {
-        measured = measured.with(ProjectSteps { project: policy.switch.project, reduction: options.reduction });
+        measured = measured.with(ProjectSteps { rate: policy.switch.rate, reduction: options.reduction });
     }
     let measured = measured.with(Control);
     // A select beside an update moves fusions, and with them the last bit of a rounding: what is not asked for is not

@@ -18,7 +18,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::policy::{
-    EntropyPolicy, MicroPolicy, MicroTensor, Policy, PolicyError, Projection, TargetKind, Timing, Trigger, Votes,
+    EntropyPolicy, MicroPolicy, MicroTensor, Policy, PolicyError, SwitchRate, TargetKind, Timing, Trigger, Votes,
 };
 
 /// The version of the layout format that this crate reads and writes.
@@ -104,14 +104,14 @@ impl LawStructure {
 pub struct SwitchStructure {
     /// What it waits for.
     pub trigger: Trigger,
-    /// What the optimizer's steps are projected on.
-    pub project: Projection,
+    /// How far SGD goes for a step of the optimizer.
+    pub rate: SwitchRate,
 }
 
 impl SwitchStructure {
     fn of(policy: &Policy) -> Option<Self> {
         let switch = &policy.switch;
-        switch.enabled.then_some(Self { trigger: switch.trigger, project: switch.project })
+        switch.enabled.then_some(Self { trigger: switch.trigger, rate: switch.rate })
     }
 
     /// Fields of the state, and whether they have an element for each tensor.
@@ -310,7 +310,7 @@ const SWITCH_FIELDS: &[(&str, PolicyGetter)] = &[
     ("switch.enabled", |p| flag(p.switch.enabled)),
     ("switch.step", |p| f64::from(p.switch.step)),
     ("switch.warmup", |p| f64::from(p.switch.warmup)),
-    ("switch.rate", |p| forgetting_rate(p.switch.half_life)),
+    ("switch.forgetting", |p| forgetting_rate(p.switch.half_life)),
     ("switch.tolerance", |p| p.switch.tolerance),
     ("switch.period", |p| f64::from(p.switch.period)),
     ("switch.share", |p| p.switch.share),
@@ -646,7 +646,7 @@ impl ControllerLayout {
                 });
             };
             structure("switch.trigger", &injected.trigger.name(), &wanted.trigger.name())?;
-            structure("switch.project", &injected.project.name(), &wanted.project.name())?;
+            structure("switch.rate", &injected.rate.name(), &wanted.rate.name())?;
         }
         self.check_momentum(policy)?;
         let numbers = policy_numbers(

@@ -1,9 +1,11 @@
 //! `project-steps`: how long the optimizer's steps are, and how far they go along what SGD would follow.
 //!
-//! Of each tensor whose update has a direction A and a first moment m', two sums, in `f32` whatever the types:
+//! Of each tensor whose update has a direction A, with the first moment m' and the gradient g that the optimizer consumes,
+//! two sums, in `f32` whatever the types:
 //!
 //! ```text
-//! A·A,   A·X      with X = m', or X = the gradient that the optimizer consumes
+//! nearest   m'·m',   A·m'
+//! swats     A·A,     A·g
 //! ```
 //!
 //! It adds no state; [`control`](crate::control) keeps their means. A policy that may switch the optimizer of a step in
@@ -17,15 +19,15 @@ use crate::layout::TensorSwitch;
 use crate::measure_entropy::ReductionStyle;
 use crate::measure_entropy::emit::{Emitter, sum};
 use crate::pass::{Changed, Context, Pass, PassError};
-use crate::policy::{PolicyError, Projection};
+use crate::policy::{PolicyError, SwitchRate};
 use crate::step::{Direction, DirectionStatus, Factors, Gradient, TrainStep};
 use crate::values::{materialise, product};
 
 /// The pass, see the module's documentation.
 #[derive(Debug, Clone, Copy)]
 pub struct ProjectSteps {
-    /// What directions are projected on.
-    pub project: Projection,
+    /// Which sums are wanted.
+    pub rate: SwitchRate,
     /// How sums are emitted.
     pub reduction: ReductionStyle,
 }
@@ -70,9 +72,9 @@ impl ProjectSteps {
         gradient: &Gradient,
         short: &str,
     ) -> Result<(InstructionId, InstructionId), PassError> {
-        let along = match self.project {
-            Projection::Moment => direction.moment,
-            Projection::Gradient => gradient.eff,
+        let along = match self.rate {
+            SwitchRate::Nearest => direction.moment,
+            SwitchRate::Swats => gradient.eff,
         };
         let taken = materialise(&mut e.b, direction.value)?;
         let along = materialise(&mut e.b, along)?;
@@ -81,7 +83,8 @@ impl ProjectSteps {
         let taken = without(&mut e.b, taken, &direction.buried)?;
         let taken = e.own(taken)?;
         let along = e.own(along)?;
-        let square = e.b.multiply(taken, taken)?;
+        let measured = if self.rate == SwitchRate::Nearest { along } else { taken };
+        let square = e.b.multiply(measured, measured)?;
         let product = e.b.multiply(taken, along)?;
         let [energy, product] = e.fold([sum(square, "step_energy"), sum(product, "step_product")], short)?;
         Ok((energy, product))

@@ -24,7 +24,7 @@ fn feed(pair: &mut Pair, random: &mut Random, level: f64, rates: [f64; 3]) -> Fe
         .zip(rates)
         .map(|(&n, rate)| {
             let energy = n as f64 * (0.2 * random.normal()).exp();
-            (energy as f32, (energy / (rate * (0.2 * random.normal()).exp())) as f32)
+            (energy as f32, (energy * rate * (0.2 * random.normal()).exp()) as f32)
         })
         .collect();
     let nats = |n: u64| ((n as f64).ln() * level) as f32;
@@ -47,7 +47,7 @@ fn a_step_of_the_policy_is_the_first_one_by_sgd() {
 fn a_rate_is_what_projects_one_step_on_the_other_and_stands_still_in_use() {
     let mut pair = Pair::new(&ELEMENTS, &policy("trigger = \"step\"\nstep = 30"));
     let steps: Fed = ELEMENTS.iter().map(|&n| (n as f32, (n as f32).ln() * 0.8)).collect();
-    pair.projections = vec![(8.0, 2.0), (9.0, -3.0), (0.0, 0.0)];
+    pair.projections = vec![(2.0, 8.0), (3.0, -9.0), (0.0, 0.0)];
     for t in 0..30 {
         let rates = pair.step(&steps).0.switch.unwrap().rates;
         if t > 0 {
@@ -55,7 +55,7 @@ fn a_rate_is_what_projects_one_step_on_the_other_and_stands_still_in_use() {
             assert!((rates[0].unwrap() - 4.0).abs() < 1e-5 && (rates[1].unwrap() + 3.0).abs() < 1e-5, "{rates:?}");
         }
     }
-    pair.projections = vec![(800.0, 2.0), (9.0, -3.0), (4.0, 2.0)];
+    pair.projections = vec![(800.0, 2.0), (9.0, -3.0), (2.0, 4.0)];
     let mut rates = Vec::new();
     for _ in 0..5 {
         rates = pair.step(&steps).0.switch.unwrap().rates;
@@ -66,8 +66,8 @@ fn a_rate_is_what_projects_one_step_on_the_other_and_stands_still_in_use() {
 }
 
 #[test]
-fn by_the_gradient_only_steps_that_go_its_way_count() {
-    let text = "project = \"gradient\"\ntrigger = \"step\"\nstep = 10";
+fn as_swats_has_it_only_steps_that_go_the_gradient_s_way_count() {
+    let text = "rate = \"swats\"\ntrigger = \"step\"\nstep = 10";
     let mut pair = Pair::new(&ELEMENTS, &policy(text));
     let steps: Fed = ELEMENTS.iter().map(|&n| (n as f32, (n as f32).ln() * 0.8)).collect();
     pair.projections = vec![(8.0, 2.0), (9.0, -3.0), (5.0, 0.0)];
@@ -122,9 +122,7 @@ fn healthy_training_whose_entropy_rises_never_fires() {
 
 #[test]
 fn adversarial_projections_leave_the_state_finite() {
-    for text in
-        ["trigger = \"settled\"\nwarmup = 5\nperiod = 7", "trigger = \"step\"\nstep = 250\nproject = \"gradient\""]
-    {
+    for text in ["trigger = \"settled\"\nwarmup = 5\nperiod = 7", "trigger = \"step\"\nstep = 250\nrate = \"swats\""] {
         let mut pair = Pair::new(&ELEMENTS, &policy(text));
         let mut random = Random::new(35);
         let odd = [f32::NAN, f32::INFINITY, 0.0, 3e38, -3e38, 1e-40, 1e-30, -1e30];

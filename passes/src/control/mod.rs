@@ -86,9 +86,9 @@ pub(crate) struct MomentumControl {
 /// How the optimizer steps, as vectors in the order of the layout's tensors; 0 where a tensor keeps its optimizer.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Projections {
-    /// A·A of each direction, f32\[n\].
+    /// A·A of each direction, or m'·m' of each moment, as the policy's rate wants it; f32\[n\].
     pub(crate) energy: InstructionId,
-    /// A·X with what it is projected on, f32\[n\].
+    /// A·g with the gradient, or A·m', likewise; f32\[n\].
     pub(crate) product: InstructionId,
 }
 
@@ -134,8 +134,8 @@ impl Pass for Control {
 }
 
 /// A module that is control and nothing else: from (energy f32\[n\], nats f32\[n + 1\], policy, state, counters) to
-/// (state, counters, telemetry, scales f32\[n\], applied pred\[\]). Under a policy that may switch the optimizer, A·A and
-/// A·X, f32\[n\] both, come after nats, and by_sgd pred\[n\] and rates f32\[n\] at the end.
+/// (state, counters, telemetry, scales f32\[n\], applied pred\[\]). Under a policy that may switch the optimizer, its
+/// projections, f32\[n\] both, come after nats, and by_sgd pred\[n\] and rates f32\[n\] at the end.
 ///
 /// For trying policies on recorded statistics, and for tests.
 ///

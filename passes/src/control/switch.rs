@@ -1,9 +1,16 @@
 //! When the optimizer gives way to SGD, and with which learning rates.
 //!
-//! With A the optimizer's direction and X what it is projected on (the first moment m', or the gradient), each tensor
-//! keeps forgetting means of A·A and A·X over accepted steps, and its **rate** is κ = mean(A·A) / mean(A·X): the length
-//! along X whose projection on A is A. The correction for the bias of both means is the same, and cancels. (SWATS,
-//! arXiv 1712.07628, averages the quotients instead; where A·X comes near 0 a single one of them outweighs all others.)
+//! With A the optimizer's direction, g the gradient it consumes and m' its first moment, each tensor keeps forgetting
+//! means over accepted steps and has, as a quotient of them, its **rate** κ:
+//!
+//! ```text
+//! nearest   κ = mean(A·m') / mean(m'·m')   κ·m' is the projection of A on m', the point nearest to A
+//! swats     κ = mean(A·A) / mean(A·g)      the projection of κ·g on A is A (SWATS, arXiv 1712.07628)
+//! ```
+//!
+//! With φ the angle between them, the former is shorter than A by cos φ, the latter longer by 1/cos φ. The correction for
+//! the bias of both means is the same, and cancels. (SWATS averages the quotients instead; where A·g comes near 0 a single
+//! one of them outweighs all others.)
 //!
 //! * `step`: fires with step number `step`;
 //! * `settled`: every `period` accepted steps the rates are compared with those `period` steps ago; fires when
@@ -23,7 +30,7 @@ use super::history::{Width, forget};
 use super::law::{Made, Measured};
 use super::{Projections, SwitchControl};
 use crate::layout::{ControllerLayout, SWITCH_RATE, SwitchStructure};
-use crate::policy::{Projection, Trigger};
+use crate::policy::{SwitchRate, Trigger};
 
 pub(super) fn switch(
     e: &mut Emitter<'_>,
@@ -43,12 +50,15 @@ pub(super) fn switch(
 
     let energy = e.vector(Array::State, "switch_energy")?;
     let product = e.vector(Array::State, "switch_product")?;
-    let rate = e.div(energy, product)?;
+    let rate = match structure.rate {
+        SwitchRate::Nearest => e.div(product, energy)?,
+        SwitchRate::Swats => e.div(energy, product)?,
+    };
     let size = e.b.abs(rate)?;
     let sensible = e.is(size, Is::Ge, f32::MIN_POSITIVE)?;
     let bounded = e.is(size, Is::Le, f32::MAX)?;
     let mut valid = e.and(sensible, bounded)?;
-    if structure.project == Projection::Gradient {
+    if structure.rate == SwitchRate::Swats {
         let ahead = e.is(product, Is::Gt, 0.0)?;
         valid = e.and(valid, ahead)?;
     }
@@ -94,7 +104,7 @@ fn observe(e: &mut Emitter<'_>, steps: Projections, d: &Decision, on: Instructio
     for condition in [known, free, d.accepted] {
         moves = e.and(moves, condition)?;
     }
-    let rate = e.number("switch.rate")?;
+    let rate = e.number("switch.forgetting")?;
     let fields = ["switch_energy", "switch_energy_carry", "switch_energy_weight"];
     forget(e, fields, Width::Vector, rate, steps.energy, moves)?;
     let fields = ["switch_product", "switch_product_carry", "switch_product_weight"];
@@ -167,7 +177,7 @@ fn by_entropy(
     let entropy = e.whole(m.entropy)?;
     let active = e.whole(m.active)?;
     let moves = e.and(active, d.accepted)?;
-    let rate = e.number("switch.rate")?;
+    let rate = e.number("switch.forgetting")?;
     let trend =
         forget(e, ["switch_trend", "switch_trend_carry", "switch_trend_weight"], Width::Scalar, rate, entropy, moves)?;
     let peak = e.scalar(Array::State, "switch_peak")?;

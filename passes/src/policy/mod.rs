@@ -26,7 +26,7 @@ pub use laws::{LawsPolicy, MicroPolicy, MicroTensor, PiPolicy, RulePolicy, Timin
 pub use momentum::MomentumPolicy;
 pub use pattern::Pattern;
 pub use rollback::{RollbackKind, RollbackPolicy};
-pub use switch::{Projection, SwitchPolicy, Trigger};
+pub use switch::{SwitchPolicy, SwitchRate, Trigger};
 
 /// The version of the policy format that this crate reads and writes.
 pub const POLICY_FORMAT_VERSION: u32 = 1;

@@ -76,7 +76,7 @@ const SCHEMA: Table = Table {
             leaf(&[
                 "enabled",
                 "trigger",
-                "project",
+                "rate",
                 "step",
                 "warmup",
                 "half_life",

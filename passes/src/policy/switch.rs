@@ -12,8 +12,8 @@ pub struct SwitchPolicy {
     pub enabled: bool,
     /// What it waits for. Structure.
     pub trigger: Trigger,
-    /// What the optimizer's step is projected on, to find the learning rate of SGD. Structure.
-    pub project: Projection,
+    /// How far SGD goes along the first moment, for a step of the optimizer. Structure.
+    pub rate: SwitchRate,
     /// `step`: the first step that SGD makes, counted from 0.
     pub step: u32,
     /// Accepted steps before `settled` and `entropy` may fire.
@@ -44,14 +44,14 @@ pub enum Trigger {
     Entropy,
 }
 
-/// What the optimizer's step is projected on.
+/// How far SGD goes along the first moment m', for a step of the optimizer in direction A with gradient g.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Projection {
-    /// The first moment, along which SGD will step.
-    Moment,
-    /// The gradient, as SWATS has it.
-    Gradient,
+pub enum SwitchRate {
+    /// A·m' / m'·m': to the point nearest to where the optimizer goes, which is the projection of A on m'.
+    Nearest,
+    /// A·A / A·g, as SWATS has it: so far that the projection on A is A.
+    Swats,
 }
 
 impl Default for SwitchPolicy {
@@ -59,7 +59,7 @@ impl Default for SwitchPolicy {
         Self {
             enabled: false,
             trigger: Trigger::Settled,
-            project: Projection::Moment,
+            rate: SwitchRate::Nearest,
             step: 10_000,
             warmup: 1000,
             half_life: 100.0,
@@ -84,13 +84,13 @@ impl Trigger {
     }
 }
 
-impl Projection {
+impl SwitchRate {
     /// As in a policy.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
-            Self::Moment => "moment",
-            Self::Gradient => "gradient",
+            Self::Nearest => "nearest",
+            Self::Swats => "swats",
         }
     }
 }
@@ -122,7 +122,7 @@ mod tests {
     fn values_outside_their_range_are_refused() {
         for (text, expected) in [
             ("[switch]\ntrigger = \"loss\"", "settled"),
-            ("[switch]\nproject = \"update\"", "moment"),
+            ("[switch]\nrate = \"adam\"", "nearest"),
             ("[switch]\nhalf_life = 0.5", "`switch.half_life` is 0.5"),
             ("[switch]\ntolerance = 2.0", "switch.tolerance"),
             ("[switch]\nperiod = 0", "switch.period"),

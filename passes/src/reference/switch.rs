@@ -4,9 +4,9 @@ use ndarray::Array1;
 
 use super::controller::Forgetting;
 use crate::layout::forgetting_rate;
-use crate::policy::{Projection, SwitchPolicy, Trigger};
+use crate::policy::{SwitchPolicy, SwitchRate, Trigger};
 
-/// How the optimizer steps: A·A and A·X of each tensor.
+/// How the optimizer steps: A·A and A·g, or m'·m' and A·m', of each tensor.
 pub type Projections = [(f64, f64)];
 
 /// What is kept from step to step.
@@ -63,9 +63,13 @@ impl Switch {
     pub(super) fn step(&mut self, policy: &SwitchPolicy, projections: &Projections, seen: Seen) -> Switched {
         let usable = |rate: f64| {
             let sensible = rate.abs() >= f64::from(f32::MIN_POSITIVE) && rate.abs() <= f64::from(f32::MAX);
-            sensible && (policy.project == Projection::Moment || rate > 0.0)
+            sensible && (policy.rate == SwitchRate::Nearest || rate > 0.0)
         };
-        let rates = (self.energy.mean() / self.product.mean()).mapv(|r| if usable(r) { r } else { f64::NAN });
+        let quotients = match policy.rate {
+            SwitchRate::Nearest => self.product.mean() / self.energy.mean(),
+            SwitchRate::Swats => self.energy.mean() / self.product.mean(),
+        };
+        let rates = quotients.mapv(|r| if usable(r) { r } else { f64::NAN });
         let by_sgd: Vec<bool> = rates.iter().map(|r| self.on && !r.is_nan()).collect();
         if seen.accepted {
             self.observe(policy, projections, &by_sgd);

@@ -24,7 +24,7 @@ pub struct Pair {
     pub state: Vec<f32>,
     pub counters: Vec<i32>,
     pub reference: Controller,
-    /// How the optimizer steps, A·A and A·X of each tensor; fed to the next steps.
+    /// How the optimizer steps, as projections of each tensor; fed to the next steps.
     pub projections: Vec<(f32, f32)>,
     /// Which tensors SGD moved in the last step.
     pub by_sgd: Vec<bool>,
