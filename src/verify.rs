@@ -127,6 +127,7 @@ fn neutral_arrays(layout: &ControllerLayout, policy: &Policy) -> Result<Vec<Vec<
         scale: monitor.scale,
         momentum: monitor.momentum,
         laws: monitor.laws,
+        groups: monitor.groups,
         ..policy.clone()
     };
     Ok(controller_arrays(layout, &neutral)?.into_iter().map(|a| a.bytes).collect())
