@@ -3,8 +3,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod common;
+#[path = "../../tests/support/controlled.rs"]
+mod controlled;
 #[path = "control/groups.rs"]
 mod groups;
+#[path = "control/properties.rs"]
+mod properties;
 
 use common::{Array, Compiled, Random};
 use ndarray::Array1;
