@@ -129,6 +129,7 @@ fn neutral_arrays(layout: &ControllerLayout, policy: &Policy) -> Result<Vec<Vec<
         laws: monitor.laws,
         rollback: monitor.rollback,
         switch: monitor.switch,
+        groups: monitor.groups,
         ..policy.clone()
     };
     Ok(controller_arrays(layout, &neutral)?.into_iter().map(|a| a.bytes).collect())

@@ -18,7 +18,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::policy::{
-    EntropyPolicy, MicroPolicy, MicroTensor, Policy, PolicyError, SwitchRate, TargetKind, Timing, Trigger, Votes,
+    EntropyPolicy, MicroPolicy, MicroTensor, Policy, PolicyError, SwitchRate, TargetKind, TensorLaws, Timing, Trigger,
+    Votes,
 };
 
 /// The version of the layout format that this crate reads and writes.
@@ -84,6 +85,9 @@ pub struct LawStructure {
     pub pi: bool,
     /// Which entropy scales a step.
     pub timing: Timing,
+    /// Whether each tensor has a clamp of its own, since a group says so.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub clamps: bool,
 }
 
 impl LawStructure {
@@ -95,7 +99,13 @@ impl LawStructure {
 
     fn of(policy: &Policy) -> Self {
         let laws = &policy.laws;
-        Self { micro: laws.micro.enabled, rule: laws.rule.enabled, pi: laws.pi.enabled, timing: laws.timing }
+        Self {
+            micro: laws.micro.enabled,
+            rule: laws.rule.enabled,
+            pi: laws.pi.enabled,
+            timing: laws.timing,
+            clamps: laws.any() && policy.groups_clamp(),
+        }
     }
 }
 
@@ -358,8 +368,7 @@ fn flag(value: bool) -> f64 {
 /// Bound and logarithmic factor of the law of one tensor.
 ///
 /// A tensor without the law has the factor 1: its scale stays where it is, which is 1.
-pub(crate) fn micro_numbers(micro: &MicroPolicy, said: Option<MicroTensor>, elements: u64, rank: u32) -> (f64, f64) {
-    let said = said.unwrap_or_default();
+pub(crate) fn micro_numbers(micro: &MicroPolicy, said: MicroTensor, elements: u64, rank: u32) -> (f64, f64) {
     let large = elements >= micro.min_elements && rank >= micro.min_rank;
     let acts = micro.enabled && said.enabled.unwrap_or(large);
     let factor = if acts { said.factor.unwrap_or(micro.factor) } else { 1.0 };
@@ -381,6 +390,10 @@ pub(crate) const BACKOFF_LOG: &str = "backoff_log";
 
 /// The name of the telemetry's field that holds the projected rate of each tensor, 0 where there is none.
 pub(crate) const SWITCH_RATE: &str = "switch_rate";
+
+/// Those of the logarithms of each tensor's clamps, where a group sets one: of the learning rate, and of the momentum.
+pub(crate) const TENSOR_LOG_MAX: &str = "laws.tensors.log_max";
+pub(crate) const TENSOR_MOMENTUM_LOG_MAX: &str = "laws.tensors.momentum_log_max";
 
 /// Names of the policy's fields on momentum, and of that in telemetry.
 pub(crate) const MOMENTUM_SCALE: &str = "momentum.scale";
@@ -468,16 +481,23 @@ fn policy_numbers(
     if scaled_momentum {
         let momentum = &policy.momentum;
         numbers.extend([(MOMENTUM_SCALE, vec![momentum.scale]), (MOMENTUM_CAP, vec![momentum.cap])]);
-        numbers.push((MOMENTUM_TENSORS, momentum.tensor_scales(&names().collect::<Vec<_>>())?));
+        numbers.push((MOMENTUM_TENSORS, policy.tensor_momentum(names())?));
     }
-    let said = policy.micro_tensors(names())?;
+    let said = policy.tensor_laws(names())?;
     if laws.micro {
         let micro = &policy.laws.micro;
-        let of = |(tensor, said): (&ControlledTensor, Option<MicroTensor>)| {
-            micro_numbers(micro, said, tensor.elements, tensor.rank)
+        let of = |(tensor, said): (&ControlledTensor, &TensorLaws)| {
+            micro_numbers(micro, said.micro, tensor.elements, tensor.rank)
         };
-        let (below, factor) = tensors.iter().zip(said).map(of).unzip();
+        let (below, factor) = tensors.iter().zip(&said).map(of).unzip();
         numbers.extend([(MICRO_BELOW, below), (MICRO_FACTOR, factor)]);
+    }
+    if laws.clamps {
+        numbers.push((TENSOR_LOG_MAX, said.iter().map(|tensor| tensor.log_max(&policy.laws)).collect()));
+        if laws.rule && scaled_momentum {
+            let log_max = said.iter().map(|tensor| tensor.momentum_log_max(&policy.laws)).collect();
+            numbers.push((TENSOR_MOMENTUM_LOG_MAX, log_max));
+        }
     }
     Ok(numbers)
 }
@@ -622,6 +642,7 @@ impl ControllerLayout {
             ("laws.micro.enabled", self.laws.micro, wanted.micro),
             ("laws.rule.enabled", self.laws.rule, wanted.rule),
             ("laws.pi.enabled", self.laws.pi, wanted.pi),
+            ("groups: `laws` or `max`", self.laws.clamps, wanted.clamps),
         ] {
             if wanted && !injected {
                 structure(key, &injected, &wanted)?;
@@ -670,9 +691,8 @@ impl ControllerLayout {
         let tensors = self.tensors.iter().zip(&self.momentum);
         let without: Vec<(&str, &str)> =
             tensors.filter_map(|(t, m)| Some((t.name.as_str(), m.reason.as_deref()?))).collect();
-        let demanded = |&(name, reason): &(&str, &str)| {
-            Some((name.to_owned(), policy.momentum.demands(name)?.to_owned(), reason.to_owned()))
-        };
+        let demanded =
+            |&(name, reason): &(&str, &str)| Some((name.to_owned(), policy.demands_momentum(name)?, reason.to_owned()));
         let refused: Vec<_> = without.iter().filter_map(demanded).collect();
         if !refused.is_empty() {
             return Err(PolicyError::NoMomentum { tensors: refused });

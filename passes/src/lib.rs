@@ -41,8 +41,9 @@ pub mod inject;
 
 pub mod reference;
 
+pub mod values;
+
 mod names;
-mod values;
 
 pub use discover::{DiscoverError, discover};
 pub use inject::{InjectError, InjectOptions, Injection, inject, inject_observed, inject_step};

@@ -10,7 +10,11 @@ use crate::pass::PassError;
 use crate::step::{Factors, Value};
 
 /// The array that `value` names, taken out of its tuple where it lies in one.
-pub(crate) fn materialise(b: &mut Builder<'_>, value: Value) -> Result<InstructionId, PassError> {
+///
+/// # Errors
+///
+/// Where the module does not hold it.
+pub fn materialise(b: &mut Builder<'_>, value: Value) -> Result<InstructionId, PassError> {
     let mut id = value.instruction;
     let mut leaf = value.leaf;
     loop {

@@ -3,8 +3,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod common;
+#[path = "../../tests/support/controlled.rs"]
+mod controlled;
+#[path = "control/groups.rs"]
+mod groups;
 #[path = "common/pair.rs"]
 mod pair;
+#[path = "control/properties.rs"]
+mod properties;
 
 use common::Random;
 use pair::{Fed, Pair, tensor};

@@ -7,13 +7,14 @@ use clap::Args;
 
 use super::{Outcome, print};
 use entropic::bundle::Bundle;
+use entropic::bundle::manifest::Controller;
 use entropic::engine::Engine;
 use entropic::files;
 use entropic::model::Model;
 use entropic::verify;
 use indicatif::HumanBytes;
 use passes::layout::ArrayKind;
-use passes::policy::ARTICLE_POLICY;
+use passes::policy::{ARTICLE_POLICY, GroupPolicy};
 use passes::{ControllerLayout, Policy};
 
 #[derive(Debug, Args)]
@@ -67,11 +68,12 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
     }
     let controlled = injected.manifest.controller.as_ref().map_or(0, |c| c.layout.tensors.len());
     let snapshot_cost = injected.manifest.controller.as_ref().map_or(String::new(), |c| snapshot_cost(&c.layout));
+    let groups = injected.manifest.controller.as_ref().map_or(Ok(String::new()), groups)?;
     match &model {
         Model::Bundle(_) => injected.save(&arguments.output)?,
         Model::Bare { .. } => save_bare(injected, &arguments.output)?,
     }
-    text += &format!("{}: {controlled} tensors under control\n", arguments.output.display());
+    text += &format!("{}: {controlled} tensors under control\n{groups}", arguments.output.display());
     text += &snapshot_cost;
     print(&text)?;
     Ok(Outcome::Done)
@@ -87,6 +89,18 @@ pub(super) fn snapshot_cost(layout: &ControllerLayout) -> String {
     format!(
         "rollback: copies of {copies} held states take {bytes} more on the device; every step reads and writes that much more\n"
     )
+}
+
+/// The policy's groups: what is different in each, and which tensors are in it.
+fn groups(controller: &Controller) -> anyhow::Result<String> {
+    let names: Vec<&str> = controller.layout.tensors.iter().map(|t| t.name.as_str()).collect();
+    let groups = controller.policy.groups_of(&names)?;
+    let line = |(group, policy): (&String, &GroupPolicy)| {
+        let members = names.iter().zip(&groups).filter(|(_, of)| **of == Some(group.as_str()));
+        let members: Vec<&str> = members.map(|(name, _)| *name).collect();
+        format!("group {group} ({policy}): {}\n", members.join(", "))
+    };
+    Ok(controller.policy.groups.iter().map(line).collect())
 }
 
 /// Reads a policy file, or takes one that comes with the program; the default policy if there is none.

@@ -86,6 +86,20 @@ fn expose_says_which_parameters_have_no_gradient() {
 }
 
 #[test]
+fn inject_says_which_tensors_are_in_which_group() {
+    let at = workplace();
+    let groups = "[groups.small]\ninclude = [\"*\"]\nexclude = [\"*embedding*\", \"*['hidden']\", \"*['out']\"]\nlaws = false\n\
+                  [groups.table]\ninclude = [\"*embedding*\"]\nscale = 0.5\nmax = 1.5\n";
+    fs::write(at.path().join("groups.toml"), format!("[laws.micro]\nenabled = true\n{groups}")).unwrap();
+    let said = succeed(at.path(), "inject mlp -o out --policy groups.toml --verify");
+    assert!(said.contains("group small (no laws): params['hidden_bias'], params['out_bias']\n"), "{said}");
+    assert!(said.contains("group table (scale 0.5, max 1.5): params['embedding']\n"), "{said}");
+    fs::write(at.path().join("other.toml"), "[groups.small]\ninclude = [\"*bias*\"]\nlaws = false\nscale = 0.1\n")
+        .unwrap();
+    succeed(at.path(), "train out --policy other.toml --data text --steps 2 --seed 0 --out run");
+}
+
+#[test]
 fn show_prints_hlo_text() {
     let at = workplace();
     let bundle = succeed(at.path(), "show mlp");

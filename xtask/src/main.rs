@@ -19,6 +19,8 @@ enum Task {
     TestPython,
     /// Export the committed bundles again, into models/.
     Models(Models),
+    /// Write docs/actuators.md: what is found in each step of the corpus and in each bundle.
+    Matrix(Matrix),
     /// Time the train loop against a bare execute loop, and the passes on GPT-2.
     Bench,
 }
@@ -31,11 +33,20 @@ struct Models {
     check: bool,
 }
 
+/// Options of `matrix`.
+#[derive(Debug, clap::Args)]
+struct Matrix {
+    /// Write nothing; fail where the committed file is not what the code generates.
+    #[arg(long)]
+    check: bool,
+}
+
 fn main() -> ExitCode {
     let result = match Task::parse() {
         Task::Test => test(),
         Task::TestPython => test_python(),
         Task::Models(Models { check }) => models(check),
+        Task::Matrix(Matrix { check }) => matrix(check),
         Task::Bench => cargo(&["bench", "--workspace"]),
     };
     match result {
@@ -70,6 +81,15 @@ fn models(check: bool) -> Result<()> {
     run(&mut command)
 }
 
+/// The test that holds the committed file to the code is what writes it, too, so that this program needs no HLO.
+fn matrix(check: bool) -> Result<()> {
+    let mut command = cargo_command(&["test", "--package", "entropic", "--test", "matrix"]);
+    if !check {
+        command.env("ENTROPIC_WRITE_MATRIX", "1");
+    }
+    run(&mut command)
+}
+
 /// The interpreter of `.venv`, which is made and filled with `models/requirements.txt` where it is not yet.
 fn python_with_jax() -> Result<PathBuf> {
     let folder = root().join(".venv");
@@ -98,7 +118,13 @@ fn make_venv(folder: &Path) -> Result<()> {
 }
 
 fn cargo(arguments: &[&str]) -> Result<()> {
-    run(Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())).args(arguments))
+    run(&mut cargo_command(arguments))
+}
+
+fn cargo_command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(arguments);
+    command
 }
 
 /// Prints a command, runs it in the repository's root, and fails where it fails.

@@ -9,7 +9,7 @@ use super::emit::{Array, Emitter};
 use super::law::Made;
 use crate::layout::{
     ControllerLayout, MICRO_BELOW, MICRO_FACTOR, MOMENTUM, MOMENTUM_CAP, MOMENTUM_SCALE, MOMENTUM_TENSORS,
-    TENSOR_SCALES,
+    TENSOR_LOG_MAX, TENSOR_MOMENTUM_LOG_MAX, TENSOR_SCALES,
 };
 use crate::policy::Timing;
 
@@ -22,17 +22,19 @@ pub(super) struct Laws {
     lr: Option<InstructionId>,
     /// Of every momentum, f32\[\].
     momentum: Option<InstructionId>,
+    /// Whether each tensor has clamps of its own.
+    clamps: bool,
 }
 
 pub(super) fn laws(e: &mut Emitter<'_>, layout: &ControllerLayout, d: &Decision, ratio: InstructionId) -> Made<Laws> {
     let n = layout.tensors.len() as i64;
     let acting = |old, new| Some(if layout.laws.timing == Timing::Delayed { old } else { new });
-    let mut laws = Laws::default();
+    let mut laws = Laws { clamps: layout.laws.clamps, ..Laws::default() };
     if layout.laws.micro {
         e.part("micro");
         let old = e.vector(Array::State, "micro_log")?;
         let tensors = e.b.slice_vector(ratio, 0, n)?;
-        let new = micro(e, d, tensors, old)?;
+        let new = micro(e, d, tensors, old, laws.clamps)?;
         e.set(Array::State, "micro_log", new);
         laws.micro = acting(old, new);
     }
@@ -89,6 +91,11 @@ fn clamp(e: &mut Emitter<'_>, x: InstructionId, limit: InstructionId) -> Made<In
     Ok(e.binary(Opcode::Minimum, x, limit)?)
 }
 
+/// Where the logarithms of the tensors' scales are clamped: f32\[n\] where each has a clamp of its own, else f32\[\].
+fn tensor_limit(e: &mut Emitter<'_>, clamps: bool) -> Made<InstructionId> {
+    if clamps { e.vector(Array::Policy, TENSOR_LOG_MAX) } else { e.number("laws.log_max") }
+}
+
 /// x less a share of it.
 fn relaxed(e: &mut Emitter<'_>, x: InstructionId, share: &str) -> Made<InstructionId> {
     let one = e.f32(1.0)?;
@@ -98,13 +105,19 @@ fn relaxed(e: &mut Emitter<'_>, x: InstructionId, share: &str) -> Made<Instructi
 }
 
 /// One step of the law of each tensor on the logarithms of its scales.
-fn micro(e: &mut Emitter<'_>, d: &Decision, ratio: InstructionId, old: InstructionId) -> Made<InstructionId> {
+fn micro(
+    e: &mut Emitter<'_>,
+    d: &Decision,
+    ratio: InstructionId,
+    old: InstructionId,
+    clamps: bool,
+) -> Made<InstructionId> {
     let acts = acts(e, d, "laws.micro.period", ratio)?;
     let below = e.vector(Array::Policy, MICRO_BELOW)?;
     let factor = e.vector(Array::Policy, MICRO_FACTOR)?;
     let raises = e.compare(ratio, below, Is::Lt)?;
     let raised = e.add(old, factor)?;
-    let limit = e.number("laws.log_max")?;
+    let limit = tensor_limit(e, clamps)?;
     let raised = clamp(e, raised, limit)?;
     let relaxed = relaxed(e, old, "laws.micro.relax")?;
     let new = e.select(raises, raised, relaxed)?;
@@ -181,7 +194,7 @@ pub(super) fn scale(e: &mut Emitter<'_>, laws: &Laws, backoff: Option<Instructio
         (Some(log), None) | (None, Some(log)) => log,
         (None, None) => return Ok(base),
     };
-    let limit = e.number("laws.log_max")?;
+    let limit = tensor_limit(e, laws.clamps)?;
     let log = clamp(e, log, limit)?;
     scaled_by(e, base, log)
 }
@@ -199,7 +212,11 @@ pub(super) fn scale_momentum(e: &mut Emitter<'_>, laws: &Laws) -> Made<MomentumC
     let tensors = e.vector(Array::Policy, MOMENTUM_TENSORS)?;
     let all = e.number(MOMENTUM_SCALE)?;
     let mut scales = e.mul(tensors, all)?;
-    if let Some(log) = laws.momentum {
+    if let Some(mut log) = laws.momentum {
+        if laws.clamps {
+            let limit = e.vector(Array::Policy, TENSOR_MOMENTUM_LOG_MAX)?;
+            log = clamp(e, log, limit)?;
+        }
         scales = scaled_by(e, scales, log)?;
     }
     e.set(Array::Telemetry, MOMENTUM, scales);

@@ -7,6 +7,7 @@
 //! nearest known one, values outside their range with key, value and range.
 
 mod entropy;
+mod groups;
 mod laws;
 mod momentum;
 mod parse;
@@ -22,6 +23,7 @@ use thiserror::Error;
 use crate::step::StateClass;
 
 pub use entropy::{EntropyPolicy, Estimator, TemperatureUnit};
+pub use groups::{GroupPolicy, TensorLaws};
 pub use laws::{LawsPolicy, MicroPolicy, MicroTensor, PiPolicy, RulePolicy, Timing};
 pub use momentum::MomentumPolicy;
 pub use pattern::Pattern;
@@ -59,6 +61,8 @@ pub struct Policy {
     pub momentum: MomentumPolicy,
     /// When the optimizer gives way to SGD.
     pub switch: SwitchPolicy,
+    /// What is different for tensors of a group, by its name.
+    pub groups: BTreeMap<String, GroupPolicy>,
     /// Classes of states by tree-path pattern; they override what discovery says.
     pub states: BTreeMap<String, AssignedClass>,
 }
@@ -187,6 +191,7 @@ impl Default for Policy {
             laws: LawsPolicy::default(),
             momentum: MomentumPolicy::default(),
             switch: SwitchPolicy::default(),
+            groups: BTreeMap::new(),
             states: BTreeMap::new(),
         }
     }
@@ -321,15 +326,33 @@ pub enum PolicyError {
         /// The other.
         second: String,
     },
+    /// A tensor that is in two groups.
+    #[error(
+        "{tensor:?} is in two groups of the policy, `groups.{first}` and `groups.{second}`; exclude it from one of them"
+    )]
+    TwoGroups {
+        /// Tree path of the tensor.
+        tensor: String,
+        /// One group.
+        first: String,
+        /// The other.
+        second: String,
+    },
+    /// A group whose every tensor is excluded.
+    #[error("the policy's `groups.{group}` excludes every tensor that it includes; take patterns out of its `exclude`")]
+    EmptyGroup {
+        /// The group.
+        group: String,
+    },
     /// Tensors whose momentum a pattern scales, and that have none.
     #[error(
         "the policy scales the momentum of tensors that have none to scale:\n{}\nname only tensors that have one; \
          `entropic inspect` lists them",
-        tensors.iter().map(|(name, pattern, reason)| format!("  {name} (`momentum.tensors.{pattern:?}`): {reason}"))
+        tensors.iter().map(|(name, key, reason)| format!("  {name} (`{key}`): {reason}"))
             .collect::<Vec<_>>().join("\n")
     )]
     NoMomentum {
-        /// Name, pattern and reason of each.
+        /// Name, key of the policy and reason of each.
         tensors: Vec<(String, String, String)>,
     },
     /// A policy that scales momentum, and a step without any.
@@ -384,17 +407,19 @@ impl Policy {
         parse::keys()
     }
 
-    /// Whether updates are scaled at all: by a law, after a rollback, by a factor other than 1, or any pattern.
+    /// Whether updates are scaled at all: by a law, after a rollback, by a factor other than 1, or any pattern or group.
     /// Structure.
     #[must_use]
     pub fn scales(&self) -> bool {
-        self.laws.any() || self.rollback.keeps_snapshot() || self.scale.global != 1.0 || !self.scale.tensors.is_empty()
+        let factors = self.scale.global != 1.0 || !self.scale.tensors.is_empty() || self.groups_scale();
+        self.laws.any() || self.rollback.keeps_snapshot() || factors
     }
 
-    /// Whether momentum coefficients are scaled at all: by the rule, a factor other than 1, or any pattern. Structure.
+    /// Whether momentum coefficients are scaled at all: by the rule, a factor other than 1, or any pattern or group.
+    /// Structure.
     #[must_use]
     pub fn scales_momentum(&self) -> bool {
-        self.momentum.scales() || self.laws.rule.moves_momentum()
+        self.momentum.scales() || self.laws.rule.moves_momentum() || self.groups_scale_momentum()
     }
 
     /// Whether any update can be refused: if not, no gate is emitted.
@@ -453,31 +478,19 @@ impl Policy {
         }
         self.momentum.validate(check)?;
         self.switch.validate(check)?;
+        self.groups.iter().try_for_each(|(name, group)| group.validate(name, check))?;
         self.laws.validate(check)
     }
 
-    /// The factor that this policy gives each of `names`, without the global one.
+    /// The factor that patterns and groups give each of `names`, without the global one.
     ///
     /// # Errors
     ///
-    /// Where a pattern matches none of them, or two match one equally well.
+    /// Where a pattern matches none of them, two match one equally well, or one is in two groups.
     pub fn tensor_scales<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> Result<Vec<f64>, PolicyError> {
         let names: Vec<_> = names.into_iter().collect();
         let found = pattern::assign("scale.tensors", "tensor", &self.scale.tensors, &names)?;
-        Ok(found.into_iter().map(|scale| scale.unwrap_or(1.0)).collect())
-    }
-
-    /// What this policy says of each of `names` for the law of each tensor, where it says anything.
-    ///
-    /// # Errors
-    ///
-    /// As [`Policy::tensor_scales`].
-    pub fn micro_tensors<'a>(
-        &self,
-        names: impl IntoIterator<Item = &'a str>,
-    ) -> Result<Vec<Option<MicroTensor>>, PolicyError> {
-        let names: Vec<_> = names.into_iter().collect();
-        pattern::assign("laws.micro.tensors", "tensor", &self.laws.micro.tensors, &names)
+        self.times_groups(found.into_iter().map(|scale| scale.unwrap_or(1.0)), &names, |group| group.scale)
     }
 
     /// The class that this policy assigns each of `names`, where it assigns one.

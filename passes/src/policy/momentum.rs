@@ -35,19 +35,19 @@ impl MomentumPolicy {
         self.scale != 1.0 || !self.tensors.is_empty()
     }
 
-    /// The factor of each of `names`, without the one for all.
+    /// The factor that patterns give each of `names`, without the one for all.
     ///
     /// # Errors
     ///
     /// Where a pattern matches none of them, or two match one equally well.
-    pub fn tensor_scales(&self, names: &[&str]) -> Result<Vec<f64>, PolicyError> {
+    pub(super) fn tensor_scales(&self, names: &[&str]) -> Result<Vec<f64>, PolicyError> {
         let found = pattern::assign("momentum.tensors", "tensor", &self.tensors, names)?;
         Ok(found.into_iter().map(|scale| scale.unwrap_or(1.0)).collect())
     }
 
     /// The pattern that demands momentum of `name`: any that matches, other than one that matches every name.
     #[must_use]
-    pub fn demands(&self, name: &str) -> Option<&str> {
+    pub(super) fn demands(&self, name: &str) -> Option<&str> {
         let names = |p: &&String| Pattern(p).specificity() > 0 && Pattern(p).matches(name);
         self.tensors.keys().find(names).map(String::as_str)
     }

@@ -9,7 +9,7 @@ use super::{Policy, PolicyError};
 struct Table {
     keys: &'static [&'static str],
     tables: &'static [(&'static str, Table)],
-    /// Whether keys are patterns of the user's.
+    /// Whether keys are the user's: patterns, or names of tables with `keys` where there are any.
     open: bool,
 }
 
@@ -18,6 +18,8 @@ const fn leaf(keys: &'static [&'static str]) -> Table {
 }
 
 const OPEN: Table = Table { keys: &[], tables: &[], open: true };
+
+const GROUPS: Table = Table { keys: super::groups::KEYS, tables: &[], open: true };
 
 const SCHEMA: Table = Table {
     keys: &["format_version"],
@@ -87,16 +89,19 @@ const SCHEMA: Table = Table {
                 "factor",
             ]),
         ),
+        ("groups", GROUPS),
         ("states", OPEN),
     ],
     open: false,
 };
 
-/// Every key that a policy can have, with its tables; a table of patterns ends in `."PATTERN"`.
+/// Every key that a policy can have, with its tables; a table of patterns ends in `."PATTERN"`, one of named tables
+/// has `NAME` in it.
 pub(super) fn keys() -> Vec<String> {
     fn collect(table: &Table, path: &str, keys: &mut Vec<String>) {
-        keys.extend(table.keys.iter().map(|key| format!("{path}{key}")));
-        if table.open {
+        let named = if table.open { "NAME." } else { "" };
+        keys.extend(table.keys.iter().map(|key| format!("{path}{named}{key}")));
+        if table.open && table.keys.is_empty() {
             keys.push(format!("{path}\"PATTERN\""));
         }
         for (name, inner) in table.tables {
@@ -117,7 +122,11 @@ pub(super) fn parse(text: &str) -> Result<Policy, PolicyError> {
 
 fn check_keys(text: &str, found: &DeTable<'_>, schema: &Table, path: &str) -> Result<(), PolicyError> {
     if schema.open {
-        return Ok(());
+        let each = leaf(schema.keys);
+        let named = found.iter().filter(|_| !schema.keys.is_empty());
+        return named
+            .filter_map(|(name, value)| Some((name.get_ref(), value.get_ref().as_table()?)))
+            .try_for_each(|(name, table)| check_keys(text, table, &each, &format!("{path}.{name}")));
     }
     for (key, value) in found {
         let name = key.get_ref().as_ref();

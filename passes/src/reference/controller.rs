@@ -6,7 +6,7 @@ use super::Statistics;
 use super::switch::{Projections, Seen, Switch, Switched};
 use crate::control::NEGLIGIBLE;
 use crate::layout::{forgetting_rate, micro_numbers};
-use crate::policy::{Policy, TargetKind, Timing, Votes};
+use crate::policy::{Policy, TargetKind, TensorLaws, Timing, Votes};
 
 /// The controller's state; arrays have one element per tensor and a last one for the whole gradient.
 #[derive(Debug, Clone)]
@@ -21,8 +21,9 @@ pub struct Controller {
     norm: Forgetting,
     /// Norms and global entropies of the steps refused since the last accepted one.
     paused: Vec<(f64, f64)>,
-    /// Number of elements of each tensor.
+    /// Number of elements of each tensor, and what the policy's groups and patterns say of its laws.
     elements: Vec<u64>,
+    tensor_laws: Vec<TensorLaws>,
     /// Logarithms of the scales of the laws.
     micro_log: Array1<f64>,
     lr_log: f64,
@@ -106,6 +107,8 @@ pub struct Step {
     pub lr_scale: f64,
     /// What they make of the momentum.
     pub momentum_scale: f64,
+    /// What that comes to for each tensor.
+    pub momentum_scales: Array1<f64>,
 }
 
 /// Σ wᵢxᵢ / Σ wᵢ with weights that halve in a half-life, by definition: numerator and weight apart.
@@ -151,6 +154,7 @@ impl Controller {
             norm: Forgetting::new(1),
             paused: Vec::new(),
             elements: elements.to_vec(),
+            tensor_laws: vec![TensorLaws::default(); elements.len()],
             micro_log: Array1::zeros(elements.len()),
             lr_log: 0.0,
             momentum_log: 0.0,
@@ -176,6 +180,11 @@ impl Controller {
         }
     }
 
+    /// From now on, what groups and patterns of the policy say of each tensor's laws.
+    pub fn obey(&mut self, tensor_laws: Vec<TensorLaws>) {
+        self.tensor_laws = tensor_laws;
+    }
+
     /// The target now: fixed or from history, decayed; NaN where there is none.
     fn target(&self, policy: &Policy) -> Array1<f64> {
         let base = match policy.target.kind {
@@ -183,6 +192,12 @@ impl Controller {
             TargetKind::Fixed => Array1::from_elem(self.target.len(), policy.target.value),
         };
         base * self.target_factor
+    }
+
+    /// The target of the whole gradient now; NaN where there is none.
+    #[must_use]
+    pub fn global_target(&self, policy: &Policy) -> f64 {
+        last(&self.target(policy))
     }
 
     /// Entropies of tensors and of the whole gradient, from statistics of each and of the whole; NaN where a gradient
@@ -253,7 +268,7 @@ impl Controller {
         ratio.zip_mut_with(&target, |r, &t| *r = if t > 0.0 { *r } else { f64::NAN });
         let seen = Seen { accepted, steps: self.steps, accepted_steps: self.accepted, entropy: whole };
         let switched = policy.switch.enabled.then(|| self.switch.step(&policy.switch, projections, seen));
-        let (scales, lr_scale, momentum_scale) = self.laws(&ratio, accepted, policy);
+        let (scales, lr_scale, momentum_scale, momentum_scales) = self.laws(&ratio, accepted, policy);
         let scales = scales * backoff;
         Step {
             applied,
@@ -277,11 +292,13 @@ impl Controller {
             scales,
             lr_scale,
             momentum_scale,
+            momentum_scales,
         }
     }
 
-    /// One step of the laws: scales of the tensors' updates (by the laws alone), of every learning rate, of the momentum.
-    fn laws(&mut self, ratio: &Array1<f64>, accepted: bool, policy: &Policy) -> (Array1<f64>, f64, f64) {
+    /// One step of the laws: scales of the tensors' updates (by the laws alone), of every learning rate, of the momentum,
+    /// and of each tensor's momentum.
+    fn laws(&mut self, ratio: &Array1<f64>, accepted: bool, policy: &Policy) -> (Array1<f64>, f64, f64, Array1<f64>) {
         let laws = &policy.laws;
         let log_max = laws.max.ln();
         let before = (self.micro_log.clone(), self.lr_log, self.momentum_log);
@@ -289,8 +306,10 @@ impl Controller {
             accepted && self.accepted > u64::from(laws.warmup) && self.accepted.is_multiple_of(u64::from(period))
         };
         if laws.micro.enabled && acts(laws.micro.period) {
-            for ((log, &r), &n) in self.micro_log.iter_mut().zip(ratio).zip(&self.elements) {
-                let (below, factor) = micro_numbers(&laws.micro, None, n, 2);
+            let tensors = self.elements.iter().zip(&self.tensor_laws);
+            for ((log, &r), (&n, tensor)) in self.micro_log.iter_mut().zip(ratio).zip(tensors) {
+                let (below, factor) = micro_numbers(&laws.micro, tensor.micro, n, 2);
+                let log_max = tensor.log_max(laws);
                 if r < below {
                     *log = (*log + factor).clamp(-log_max, log_max);
                 } else if !r.is_nan() {
@@ -325,8 +344,11 @@ impl Controller {
             Timing::Sync => (self.micro_log.clone(), self.lr_log, self.momentum_log),
             Timing::Delayed => before,
         };
-        let scales = micro.mapv(|log| (log + lr).clamp(-log_max, log_max).exp());
-        (scales, lr.exp(), momentum.exp())
+        let clamped = |log: f64, limit: f64| log.clamp(-limit, limit).exp();
+        let tensors = micro.iter().zip(&self.tensor_laws);
+        let scales = tensors.map(|(log, tensor)| clamped(log + lr, tensor.log_max(laws))).collect();
+        let momenta = self.tensor_laws.iter().map(|tensor| clamped(momentum, tensor.momentum_log_max(laws))).collect();
+        (scales, lr.exp(), momentum.exp(), momenta)
     }
 
     /// One step of the copies: whether states returned, whether copies were taken, and the back-off of this step.

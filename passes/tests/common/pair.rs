@@ -49,6 +49,7 @@ impl Pair {
         let (module, layout) = standalone(tensors, policy, facts).unwrap();
         let mut reference = Controller::new(&elements, policy);
         reference.loss_scaled = facts.loss_scaled;
+        reference.obey(policy.tensor_laws(layout.tensors.iter().map(|t| t.name.as_str())).unwrap());
         Self {
             program: Compiled::shared(&module),
             state: layout.initial_state(),
@@ -146,13 +147,21 @@ impl Pair {
         values("smoothed", measured.iter().map(|m| m.smoothed).collect(), &expected.smoothed);
         values("target", measured.iter().map(|m| m.target).collect(), &expected.target);
         values("ratio", measured.iter().map(|m| m.ratio).collect(), &expected.ratio);
-        let scales = found.scales.iter().zip(&expected.scales).map(|(&f, &e)| ("scale", f, e));
+        let names = || self.layout.tensors.iter().map(|t| t.name.as_str());
+        let factors = self.policy.tensor_scales(names()).unwrap();
+        let expected_scales =
+            expected.scales.iter().zip(factors).map(|(e, factor)| e * factor * self.policy.scale.global);
+        let scales = found.scales.iter().zip(expected_scales).map(|(&f, e)| ("scale", f, e));
+        let factors = self.policy.tensor_momentum(names()).unwrap();
+        let expected_momenta = expected.momentum_scales.iter().zip(factors);
+        let expected_momenta = expected_momenta.map(|(e, factor)| e * factor * self.policy.momentum.scale);
+        let momenta = found.momentum.iter().zip(expected_momenta).map(|(&f, e)| ("momentum of a tensor", f, e));
         let global = [
             ("lr_scale", found.lr_scale, expected.lr_scale),
             ("momentum", found.momentum_scale, expected.momentum_scale),
         ];
         let global = global.into_iter().filter_map(|(name, f, e)| f.map(|f| (name, f, e)));
-        for (name, f, e) in scales.chain(global) {
+        for (name, f, e) in scales.chain(momenta).chain(global) {
             assert!((f64::from(f) / e - 1.0).abs() <= 1e-5, "step {at}: {name} is {f}, not {e}");
         }
         if found.finite {
