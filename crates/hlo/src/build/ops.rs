@@ -76,7 +76,7 @@ impl Builder<'_> {
     /// For other element types.
     pub fn constant(&mut self, element_type: PrimitiveType, value: f64) -> Built {
         let shape = Shape::scalar(element_type);
-        let mut literal = LiteralProto { shape: shape.0.clone().into(), ..Default::default() };
+        let mut literal = LiteralProto { shape: shape.to_proto().into(), ..Default::default() };
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the caller asks for this type")]
         match element_type {
             PrimitiveType::PRED => literal.preds.push(value != 0.0),
@@ -97,7 +97,7 @@ impl Builder<'_> {
     /// Where the computation does not exist.
     pub fn constant_f32_vector(&mut self, values: &[f32]) -> Built {
         let shape = Shape::array(PrimitiveType::F32, &[values.len() as i64]);
-        let literal = LiteralProto { shape: shape.0.clone().into(), f32s: values.to_vec(), ..Default::default() };
+        let literal = LiteralProto { shape: shape.to_proto().into(), f32s: values.to_vec(), ..Default::default() };
         let attributes = HloInstructionProto { literal: literal.into(), ..Default::default() };
         self.emit_with(Opcode::Constant, &[], shape, attributes, Vec::new())
     }
@@ -182,7 +182,7 @@ impl Builder<'_> {
             return Ok(x);
         }
         let stated = shape.with_element_type(element_type);
-        self.emit_with(Opcode::Convert, &[x], stated, HloInstructionProto::default(), Vec::new())
+        self.emit_plain(Opcode::Convert, &[x], stated)
     }
 
     /// A scalar spread over the dimensions and the layout of `like`; the element type stays the scalar's.
@@ -196,7 +196,7 @@ impl Builder<'_> {
         if stated.rank() == 0 {
             return Ok(x);
         }
-        self.emit_with(Opcode::Broadcast, &[x], stated, HloInstructionProto::default(), Vec::new())
+        self.emit_plain(Opcode::Broadcast, &[x], stated)
     }
 
     /// A scalar spread over a vector of `length` elements.
@@ -206,7 +206,7 @@ impl Builder<'_> {
     /// Where `x` is no scalar.
     pub fn broadcast_to_vector(&mut self, x: InstructionId, length: i64) -> Built {
         let stated = Shape::array(self.shape(x)?.element_type(), &[length]);
-        self.emit_with(Opcode::Broadcast, &[x], stated, HloInstructionProto::default(), Vec::new())
+        self.emit_plain(Opcode::Broadcast, &[x], stated)
     }
 
     /// The same elements in other dimensions.
@@ -216,7 +216,7 @@ impl Builder<'_> {
     /// Where the number of elements changes.
     pub fn reshape(&mut self, x: InstructionId, dims: &[i64]) -> Built {
         let stated = Shape::array(self.shape(x)?.element_type(), dims);
-        self.emit_with(Opcode::Reshape, &[x], stated, HloInstructionProto::default(), Vec::new())
+        self.emit_plain(Opcode::Reshape, &[x], stated)
     }
 
     /// Elements `start..limit` of a vector.

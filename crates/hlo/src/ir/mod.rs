@@ -25,8 +25,9 @@ mod names;
 mod opcode;
 pub(crate) mod shape;
 
+pub(crate) use instruction::no_attributes;
 pub use instruction::{Computation, ComputationId, Instruction, InstructionId};
-pub(crate) use names::Names;
+pub(crate) use names::{Hashed, Names};
 
 pub use module::{Alias, AliasKind, Module};
 pub use opcode::{Arity, Opcode};

@@ -179,7 +179,7 @@ const CASES: &[(Rule, Edit, &str)] = &[
         },
         "add takes exactly 2 operand(s), 1 given",
     ),
-    (Rule::ParameterNumbers, |m| m.at("d").attributes.parameter_number = 7, "its number is 7, and 2 is the next"),
+    (Rule::ParameterNumbers, |m| m.at("d").attributes_mut().parameter_number = 7, "its number is 7, and 2 is the next"),
     (Rule::ProgramShape, |m| m.computation("body").1.header.program_shape = Default::default(), "is missing"),
     (
         Rule::HostProgramShape,
@@ -228,13 +228,13 @@ const CASES: &[(Rule, Edit, &str)] = &[
     ),
     (
         Rule::InvalidShape,
-        |m| m.at("large").shape.0.is_dynamic_dimension = vec![false; 2],
+        |m| m.at("large").shape.proto_mut().is_dynamic_dimension = vec![false; 2],
         "pred[] is no array shape: dimensions []",
     ),
-    (Rule::MissingLayout, |m| m.at("large").shape.0.layout = Default::default(), "pred[] has no layout"),
+    (Rule::MissingLayout, |m| m.at("large").shape.proto_mut().layout = Default::default(), "pred[] has no layout"),
     (
         Rule::InvalidLayout,
-        |m| m.at("double").shape.0.layout.get_or_insert_default().minor_to_major = vec![1, 1],
+        |m| m.at("double").shape.proto_mut().layout.get_or_insert_default().minor_to_major = vec![1, 1],
         "[1, 1], no order of 2 dimensions",
     ),
     (
@@ -254,7 +254,7 @@ const CASES: &[(Rule, Edit, &str)] = &[
         },
         "its shape is (f32[2,3], f32[], f32[], f32[]), its operands make (f32[2,3], f32[2,3], f32[], f32[])",
     ),
-    (Rule::Comparison, |m| m.at("less").attributes.comparison_direction = "lt".into(), "its direction \"lt\""),
+    (Rule::Comparison, |m| m.at("less").attributes_mut().comparison_direction = "lt".into(), "its direction \"lt\""),
     (
         Rule::CalledCount,
         |m| {
@@ -285,17 +285,17 @@ const CASES: &[(Rule, Edit, &str)] = &[
         },
         "it passes 1 arguments to 2 branches",
     ),
-    (Rule::LiteralShape, |m| m.at("zero").attributes.literal = Default::default(), "%zero: it has no literal"),
+    (Rule::LiteralShape, |m| m.at("zero").attributes_mut().literal = Default::default(), "%zero: it has no literal"),
     (
         Rule::LiteralElements,
-        |m| m.at("zero").attributes.literal.get_or_insert_default().f32s.push(1.0),
+        |m| m.at("zero").attributes_mut().literal.get_or_insert_default().f32s.push(1.0),
         "its literal holds 2 elements of f32, its shape 1",
     ),
     (Rule::MissingName, |m| m.at("double").name.clear(), "it has no name"),
     (
         Rule::ParameterReplication,
         |m| {
-            let replication = m.at("x").attributes.parameter_replication.get_or_insert_default();
+            let replication = m.at("x").attributes_mut().parameter_replication.get_or_insert_default();
             replication.replicated_at_leaf_buffers = vec![true, true];
         },
         "its replication has 2 entries, its shape 1 arrays",
@@ -335,7 +335,7 @@ fn one_run_reports_every_violation_and_says_how_many_it_leaves_out() {
     let mut count = 0;
     for computation in &mut module.arena {
         for instruction in computation.arena.iter_mut().filter(|i| i.shape.is_array()) {
-            instruction.shape.0.layout = Default::default();
+            instruction.shape.proto_mut().layout = Default::default();
             count += 1;
         }
     }
