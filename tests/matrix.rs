@@ -11,13 +11,16 @@ use entropic::model::Model;
 use hlo::Module;
 use passes::inject::Discover;
 use passes::inline_calls::InlineCalls;
-use passes::step::{CoefficientPlace, GradientStatus, Momentum, MomentumForm, MomentumStatus, StateClass, UpdateForm};
+use passes::step::{
+    CoefficientPlace, DirectionStatus, GradientStatus, Momentum, MomentumForm, MomentumStatus, StateClass, UpdateForm,
+};
 use passes::{Context, Pipeline, TrainStep};
 
 /// A column: its head, and what it says of a step.
 type Column = (&'static str, fn(&TrainStep) -> String);
 
-const COLUMNS: &[Column] = &[("gradient", gradient), ("update", update), ("momentum", momentum), ("gate", gate)];
+const COLUMNS: &[Column] =
+    &[("gradient", gradient), ("update", update), ("momentum", momentum), ("switch", switch), ("gate", gate)];
 
 const HEAD: &str = "\
 # What is found in which step
@@ -30,6 +33,7 @@ Every step of the test corpus and every bundle, and what the controller's actuat
 - *gradient*: parameters that have one, of all; these are measured and gated by.
 - *update*: scaled as `p + s·u` where the graph holds an update u, else as `p + s·(p' − p)`, for the reason given.
 - *momentum*: the coefficients that `[momentum]` and `laws.rule` scale, or why there is none.
+- *switch*: whether the optimizer can give way to SGD with its own first moment, or why not.
 - *gate*: states that a refused step holds, those that go on, and those that a policy must assign.
 
 Steps inside a loop (`multistep_loop`) and on a mesh (`mesh_jit`, `mesh_shardmap`) are analysed, but not injected.
@@ -71,6 +75,16 @@ fn coefficients(moment: &Momentum) -> String {
     let number = |b: Option<f64>| b.map_or("computed".to_owned(), |b| format!("{}", (b * 1e4).round() / 1e4));
     let all = moment.coefficients.iter().map(|c| format!("{} {}", place(c.place), number(c.constant)));
     all.collect::<Vec<_>>().join(", ")
+}
+
+fn switch(step: &TrainStep) -> String {
+    counted(step.controlled().map(|(p, _)| match &p.direction {
+        DirectionStatus::Found(_) => "yes".to_owned(),
+        DirectionStatus::Absent { .. } if matches!(p.momentum, MomentumStatus::Absent { .. }) => {
+            "no: no first moment".to_owned()
+        }
+        DirectionStatus::Absent { reason } => format!("no: {}", clause(reason)),
+    }))
 }
 
 fn gate(step: &TrainStep) -> String {

@@ -54,6 +54,11 @@ fn find(flow: &Flow<'_, '_>, update: &FoundUpdate, momentum: &MomentumStatus) ->
     if !search.plain(inner.rest) {
         return Err("its update is computed inside a branch or a loop".to_owned());
     }
+    // Accumulated micro-batches, or a skip: SGD's update would not know when to be zero.
+    let chosen = |n: NodeId| flow.graph.is(flow.graph.through_conversions(n), Opcode::Select);
+    if [step, outer.rest, inner.rest].into_iter().any(chosen) {
+        return Err("its update is there in some steps only, by a predicate".to_owned());
+    }
     let factors = |peeled: &Peeled, flip: bool| Factors {
         negative: peeled.negative != flip,
         factors: peeled.factors.iter().map(|&(divides, n)| (divides, flow.graph.value(n))).collect(),
