@@ -4,7 +4,7 @@
 
 use hlo::build::Builder;
 use hlo::text::{Preset, print};
-use hlo::{AliasKind, Module, Opcode, PrimitiveType, Shape};
+use hlo::{AliasKind, InstructionId, Module, Opcode, PrimitiveType, Shape};
 use passes::{Changed, InjectOptions, Policy, inject, inject_observed};
 
 /// `w' = w + (-0.1)·g` with g = x·(w·x - y) summed over the batch by hand: the smallest step there is.
@@ -31,8 +31,8 @@ fn tiny() -> Module {
     module
 }
 
-/// The smallest step with momentum: `m' = 0.9·m + 0.1·g`, `w' = w + (-0.1)·m'`.
-fn tiny_with_momentum() -> Module {
+/// The smallest step with momentum: `m' = 0.9·m + 0.1·g`, `w' = w + (-0.1)·d` with a direction d made of m'.
+fn tiny_with_momentum(direction: impl Fn(&mut Builder<'_>, InstructionId) -> InstructionId) -> Module {
     let f32s = |dims: &[i64]| Shape::array(PrimitiveType::F32, dims);
     let mut module = Module::new("tiny");
     let sum = Builder::reducer(&mut module, "sum", Opcode::Add, PrimitiveType::F32).unwrap();
@@ -50,7 +50,8 @@ fn tiny_with_momentum() -> Module {
     let old = times(&mut b, m, 0.9);
     let share = times(&mut b, gradient, 0.1);
     let moment = b.add(old, share).unwrap();
-    let update = times(&mut b, moment, -0.1);
+    let direction = direction(&mut b, moment);
+    let update = times(&mut b, direction, -0.1);
     let new = b.add(w, update).unwrap();
     let square = b.multiply(product, product).unwrap();
     let zero = b.constant_f32(0.0).unwrap();
@@ -118,7 +119,7 @@ fn each_estimator_on_a_small_module() {
 
 #[test]
 fn scaled_momentum_on_a_small_module() {
-    let mut module = tiny_with_momentum();
+    let mut module = tiny_with_momentum(|_, moment| moment);
     let mut policy = Policy::monitor();
     policy.momentum.tensors.insert("*".into(), 1.0);
     let mut text = None;
@@ -129,6 +130,37 @@ fn scaled_momentum_on_a_small_module() {
     })
     .unwrap();
     settings().bind(|| insta::assert_snapshot!("tiny-after-scale-momentum", text.unwrap()));
+}
+
+/// The module after each of some passes.
+fn after(module: &Module, policy: &Policy, passes: &[&str]) -> Vec<(&'static str, String)> {
+    let mut found = Vec::new();
+    inject_observed(&mut module.clone(), policy, InjectOptions::default(), &mut |pass, _, module| {
+        if passes.contains(&pass) {
+            found.push((pass, normalised(module)));
+        }
+    })
+    .unwrap();
+    assert_eq!(found.len(), passes.len());
+    found
+}
+
+#[test]
+fn a_switch_on_a_small_module() {
+    let module = tiny_with_momentum(|b, moment| b.emit(Opcode::Sign, &[moment]).unwrap());
+    let mut policy = Policy::monitor();
+    policy.switch.enabled = true;
+    for (pass, text) in after(&module, &policy, &["project-steps", "switch-optimizer"]) {
+        settings().bind(|| insta::assert_snapshot!(format!("tiny-after-{pass}"), text));
+    }
+}
+
+#[test]
+fn a_rollback_on_a_small_module() {
+    let policy = Policy::parse("[rollback]\nkind = \"snapshot\"").unwrap();
+    for (pass, text) in after(&tiny(), &policy, &["rollback"]) {
+        settings().bind(|| insta::assert_snapshot!(format!("tiny-after-{pass}"), text));
+    }
 }
 
 #[test]

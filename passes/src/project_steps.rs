@@ -97,11 +97,7 @@ fn wide(b: &mut Builder<'_>, x: InstructionId) -> Built {
 
 /// x with factors that are inside it taken out; not finite where one is 0, which keeps the step out of all means.
 fn without(b: &mut Builder<'_>, x: InstructionId, factors: &Factors) -> Result<InstructionId, PassError> {
-    if factors.factors.is_empty() {
-        return Ok(if factors.negative { b.negate(x)? } else { x });
-    }
-    let one = b.constant_f32(1.0)?;
-    let factor = product(b, one, factors, PrimitiveType::F32)?;
+    let Some(factor) = product(b, None, factors, PrimitiveType::F32)? else { return Ok(x) };
     let factor = b.broadcast_scalar_like(factor, x)?;
     Ok(b.divide(x, factor)?)
 }

@@ -107,16 +107,25 @@ fn by_moment(
 ) -> Result<InstructionId, PassError> {
     let moment = materialise(b, direction.moment)?;
     let moment = b.convert(moment, wide)?;
-    let rate = b.convert(rate, wide)?;
-    let rate = product(b, rate, &direction.inner, wide)?;
-    let rate = product(b, rate, &direction.buried, wide)?;
-    let rate = b.broadcast_scalar_like(rate, moment)?;
-    let step = b.multiply(rate, moment)?;
+    let mut rate = Some(b.convert(rate, wide)?);
+    rate = product(b, rate, &direction.inner, wide)?;
+    rate = product(b, rate, &direction.buried, wide)?;
+    // Without decay between them, all scalars are multiplied before any array is.
+    if direction.decay.is_empty() {
+        rate = product(b, rate, &direction.outer, wide)?;
+        return times(b, rate, moment);
+    }
+    let step = times(b, rate, moment)?;
     let step = sum(b, step, &direction.decay, wide)?;
-    let one = b.constant(wide, 1.0)?;
-    let outer = product(b, one, &direction.outer, wide)?;
-    let outer = b.broadcast_scalar_like(outer, step)?;
-    Ok(b.multiply(outer, step)?)
+    let outer = product(b, None, &direction.outer, wide)?;
+    times(b, outer, step)
+}
+
+/// An array times a scalar, if any.
+fn times(b: &mut Builder<'_>, scalar: Option<InstructionId>, x: InstructionId) -> Result<InstructionId, PassError> {
+    let Some(scalar) = scalar else { return Ok(x) };
+    let scalar = b.broadcast_scalar_like(scalar, x)?;
+    Ok(b.multiply(scalar, x)?)
 }
 
 /// x and all terms.

@@ -47,19 +47,31 @@ pub(crate) fn scalar(b: &mut Builder<'_>, value: Value, wide: PrimitiveType) -> 
     Ok(b.convert(first, wide)?)
 }
 
-/// A scalar times all factors.
+/// A scalar, if any, times all factors; nothing where there is nothing to multiply.
 pub(crate) fn product(
     b: &mut Builder<'_>,
-    first: InstructionId,
+    first: Option<InstructionId>,
     factors: &Factors,
     wide: PrimitiveType,
-) -> Result<InstructionId, PassError> {
+) -> Result<Option<InstructionId>, PassError> {
     let mut made = first;
     for &(divides, value) in &factors.factors {
         let factor = scalar(b, value, wide)?;
-        made = b.emit(if divides { Opcode::Divide } else { Opcode::Multiply }, &[made, factor])?;
+        made = Some(match (made, divides) {
+            (Some(made), false) => b.multiply(made, factor)?,
+            (Some(made), true) => b.divide(made, factor)?,
+            (None, false) => factor,
+            (None, true) => {
+                let one = b.constant(wide, 1.0)?;
+                b.divide(one, factor)?
+            }
+        });
     }
-    Ok(if factors.negative { b.negate(made)? } else { made })
+    Ok(match (made, factors.negative) {
+        (Some(made), true) => Some(b.negate(made)?),
+        (None, true) => Some(b.constant(wide, -1.0)?),
+        (made, false) => made,
+    })
 }
 
 /// `f64` where one of the values is, else `f32`.

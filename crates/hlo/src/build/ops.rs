@@ -167,7 +167,10 @@ impl Builder<'_> {
     /// Where the arms differ or the predicate does not fit.
     pub fn select(&mut self, predicate: InstructionId, x: InstructionId, y: InstructionId) -> Built {
         let wide = self.instruction(x)?.shape.rank() > 0 && self.instruction(predicate)?.shape.rank() == 0;
+        // The name that was asked for is the choice's.
+        let name = self.next_name.take();
         let predicate = if wide { self.broadcast_scalar_like(predicate, x)? } else { predicate };
+        self.next_name = name;
         self.emit(Opcode::Select, &[predicate, x, y])
     }
 
