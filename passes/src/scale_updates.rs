@@ -19,7 +19,7 @@ use hlo::{InstructionId, Module, Opcode, PrimitiveType};
 use crate::layout::Scaling;
 use crate::pass::{Changed, Context, Pass, PassError};
 use crate::step::UpdateForm;
-use crate::values::{materialise, readers, wide_type};
+use crate::values::{materialise, readers, twin, wide_type};
 
 /// The pass, see the module's documentation.
 #[derive(Debug, Clone, Copy, Default)]
@@ -83,15 +83,22 @@ impl Pass for ScaleUpdates {
 }
 
 /// p ± s·u, rounded once to p's type.
-fn scaled(b: &mut Builder<'_>, opcode: Opcode, old: InstructionId, u: InstructionId, scale: InstructionId) -> Built {
+fn scaled(
+    b: &mut Builder<'_>,
+    opcode: Opcode,
+    old: InstructionId,
+    u: InstructionId,
+    scale: InstructionId,
+) -> Result<InstructionId, PassError> {
     let u = widest(b, u)?;
+    let u = twin(b, u)?;
     let wide = wide_type(b, &[u, old])?;
     let narrow = b.shape(old)?.element_type();
     let old = b.convert(old, wide)?;
     let u = b.convert(u, wide)?;
     let step = times(b, scale, u, wide)?;
     let q = b.emit(opcode, &[old, step])?;
-    b.convert(q, narrow)
+    Ok(b.convert(q, narrow)?)
 }
 
 /// p + s·(p' − p), rounded once to p's type.

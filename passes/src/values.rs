@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 
-use hlo::build::{BuildError, Builder};
+use hlo::build::{BuildError, Builder, Built};
 use hlo::edit::EditError;
+use hlo::proto::HloInstructionProto;
 use hlo::{Computation, InstructionId, Module, Opcode, PrimitiveType, Shape};
 
 use crate::pass::PassError;
@@ -45,6 +46,42 @@ pub(crate) fn scalar(b: &mut Builder<'_>, value: Value, wide: PrimitiveType) -> 
         b.reshape(corner, &[])?
     };
     Ok(b.convert(first, wide)?)
+}
+
+/// The same value, but for no compiler pass the same value: a `reduce-precision` to the precision that x has. x itself
+/// where it is no `f32`.
+pub(crate) fn apart(b: &mut Builder<'_>, x: InstructionId) -> Built {
+    let shape = b.shape(x)?;
+    if shape.element_type() != PrimitiveType::F32 {
+        return Ok(x);
+    }
+    let attributes = HloInstructionProto { exponent_bits: 8, mantissa_bits: 23, ..Default::default() };
+    b.emit_with(Opcode::ReducePrecision, &[x], shape, attributes, Vec::new())
+}
+
+/// A product computed once more, for another reader; x itself where it is none.
+///
+/// A product with a single reader is contracted with the sum that reads it where the compiler sees fit, and rounds once
+/// with it. Another reader of the same product would end that, and move the last bit of the sum.
+pub(crate) fn twin(b: &mut Builder<'_>, x: InstructionId) -> Result<InstructionId, PassError> {
+    let made = b.module().entry_computation().get(x).map(|i| (i.opcode, i.operands.clone()));
+    Ok(match made {
+        Some((Opcode::Multiply, operands)) => match operands.as_slice() {
+            &[first, second] => {
+                let first = apart(b, first)?;
+                b.multiply(first, second)?
+            }
+            _ => x,
+        },
+        Some((Opcode::Negate, operands)) => match operands.as_slice() {
+            &[inner] => {
+                let inner = twin(b, inner)?;
+                b.negate(inner)?
+            }
+            _ => x,
+        },
+        _ => x,
+    })
 }
 
 /// A scalar, if any, times all factors; nothing where there is nothing to multiply.

@@ -8,6 +8,7 @@ use hlo::{ComputationId, InstructionId, Module, Opcode, PrimitiveType, Shape};
 
 use super::{Measured, ReductionStyle, histogram, shares, softmax};
 use crate::policy::{EntropyPolicy, Estimator};
+use crate::values::apart;
 
 /// A gradient to measure.
 pub(super) struct Gradient {
@@ -95,14 +96,7 @@ impl<'m> Emitter<'m> {
 
     /// An `f32` array over which our sums are to stay apart from the step's own.
     pub(crate) fn own(&mut self, x: InstructionId) -> Built {
-        if self.reduction == ReductionStyle::Shares { self.apart(x) } else { Ok(x) }
-    }
-
-    /// The same values, but for no compiler pass the same value: a `reduce-precision` to the precision that x has.
-    fn apart(&mut self, x: InstructionId) -> Built {
-        let shape = self.b.shape(x)?;
-        let attributes = HloInstructionProto { exponent_bits: 8, mantissa_bits: 23, ..Default::default() };
-        self.b.emit_with(Opcode::ReducePrecision, &[x], shape, attributes, Vec::new())
+        if self.reduction == ReductionStyle::Shares { apart(&mut self.b, x) } else { Ok(x) }
     }
 
     /// Folds over arrays of equal dimensions that do not wait for each other, each to a scalar called
