@@ -34,6 +34,10 @@ pub(super) struct Classifier<'f, 'g, 'm> {
     new_parameters: BTreeSet<NodeId>,
     /// The same as marks on the graph.
     target: NodeMap<bool>,
+    parameters: BTreeSet<usize>,
+    masters: BTreeSet<usize>,
+    /// States that belong to one parameter.
+    grouped: BTreeSet<usize>,
 }
 
 impl<'f, 'g, 'm> Classifier<'f, 'g, 'm> {
@@ -48,7 +52,15 @@ impl<'f, 'g, 'm> Classifier<'f, 'g, 'm> {
             new_parameters.insert(state.new);
             new_parameters.insert(flow.graph.through_conversions(state.new));
         }
-        Self { flow, roles, new_parameters, target }
+        Self {
+            flow,
+            roles,
+            new_parameters,
+            target,
+            parameters: roles.parameters.iter().copied().collect(),
+            masters: roles.masters.values().copied().collect(),
+            grouped: roles.groups.values().flatten().copied().collect(),
+        }
     }
 
     /// The verdict on a state; `float` is its index into [`Flow::floats`] where it is one.
@@ -57,10 +69,10 @@ impl<'f, 'g, 'm> Classifier<'f, 'g, 'm> {
         let (flow, graph) = (self.flow, self.flow.graph);
         let scalar = graph.is_scalar(state.old);
         if let Some(k) = float {
-            if self.roles.masters.values().any(|&m| m == k) {
+            if self.masters.contains(&k) {
                 return verdict(StateRole::Master, Held, "the wide copy of a parameter");
             }
-            if self.roles.parameters.contains(&k) {
+            if self.parameters.contains(&k) {
                 return if self.roles.masters.contains_key(&k) {
                     verdict(StateRole::LowPrecisionCopy, Held, "a parameter that follows its wide copy")
                 } else {
@@ -124,7 +136,7 @@ impl<'f, 'g, 'm> Classifier<'f, 'g, 'm> {
         }
         if !graph.is_scalar(state.old) {
             let kind = verdict(StateRole::Unknown, Unclassified, "data decides between the values of this tensor");
-            return if float.is_some_and(|k| self.roles.groups.values().any(|g| g.contains(&k))) {
+            return if float.is_some_and(|k| self.grouped.contains(&k)) {
                 verdict(StateRole::Moment, Held, "a state of one parameter")
             } else {
                 kind
@@ -147,7 +159,7 @@ impl<'f, 'g, 'm> Classifier<'f, 'g, 'm> {
     fn with_data(&self, state: &StateNode, k: usize) -> Verdict {
         use StateClass::{Advancing, Held, Unclassified};
         let graph = self.flow.graph;
-        if self.roles.groups.values().any(|g| g.contains(&k)) {
+        if self.grouped.contains(&k) {
             return verdict(StateRole::Moment, Held, "a state of one parameter");
         }
         if self.roles.shared.contains_key(&k) {
@@ -259,7 +271,7 @@ impl<'f, 'g, 'm> Classifier<'f, 'g, 'm> {
             }
             if from_compared && !graph.uniform(id) {
                 // It switches whole tensors on and off: moments, as accumulation does, or the update alone.
-                uses.chooses |= self.reaches_moment(id);
+                uses.chooses = uses.chooses || self.reaches_moment(id);
             }
             let carries =
                 graph.uniform(id) || graph.is_conversion(id) || graph.is_elementwise(id) || reshapes(graph, id);
@@ -279,10 +291,8 @@ impl<'f, 'g, 'm> Classifier<'f, 'g, 'm> {
 
     fn reaches_moment(&self, from: NodeId) -> bool {
         let moments: BTreeSet<NodeId> = self
-            .roles
-            .groups
-            .values()
-            .flatten()
+            .grouped
+            .iter()
             .filter_map(|&s| self.flow.floats.get(s))
             .filter(|s| !self.flow.graph.is_scalar(s.old))
             .map(|s| s.new)

@@ -73,6 +73,12 @@ impl<'g, 'm> Flow<'g, 'm> {
         Self { graph, states, floats, batch, seeds, tainted, data, all, cut, notes }
     }
 
+    /// The state whose old value the node is.
+    pub(super) fn state(&self, old: NodeId) -> Option<&StateNode> {
+        // Inputs are numbered before all else, in their own order.
+        self.states.binary_search_by_key(&old, |s| s.old).ok().and_then(|k| self.states.get(k))
+    }
+
     /// Whether the node is an unscaled random key: RNG data, not a batch.
     pub(super) fn is_key(graph: &Graph<'_>, id: NodeId) -> bool {
         graph.element_type(id) == PrimitiveType::U32 && matches!(graph.dims(id), [2] | [4])

@@ -83,6 +83,8 @@ pub(super) struct Graph<'m> {
     pub(super) computation: ComputationId,
     nodes: Vec<Node<'m>>,
     users: Vec<Vec<NodeId>>,
+    /// Whether a node is among the outputs.
+    returned: Vec<bool>,
     /// Leaves of the computation's parameters, by parameter number and leaf.
     pub(super) inputs: Vec<NodeId>,
     /// Leaves of the computation's root.
@@ -137,11 +139,18 @@ impl<'m> Graph<'m> {
                 }
             }
         }
+        let mut returned = vec![false; nodes.len()];
+        for output in &outputs {
+            if let Some(mark) = returned.get_mut(output.index()) {
+                *mark = true;
+            }
+        }
         let mut graph = Self {
             module,
             computation,
             nodes,
             users,
+            returned,
             inputs: builder.inputs,
             outputs,
             uniform: Vec::new(),
@@ -169,6 +178,12 @@ impl<'m> Graph<'m> {
     #[allow(clippy::indexing_slicing, reason = "ids come from this graph alone")]
     pub(super) fn users(&self, id: NodeId) -> &[NodeId] {
         &self.users[id.index()]
+    }
+
+    /// Whether the node is among the outputs.
+    #[allow(clippy::indexing_slicing, reason = "one entry per node")]
+    pub(super) fn is_output(&self, id: NodeId) -> bool {
+        self.returned[id.index()]
     }
 
     pub(super) fn op(&self, id: NodeId) -> Op {
@@ -654,43 +669,85 @@ impl<'m> Builder<'m> {
 }
 
 /// Which of a list of sources every node is computed from, one bit per source.
+///
+/// A row has a bit for every state, and there are as many nodes as a large model has operations. But most nodes are
+/// computed from just what one of their operands is computed from: they share its row, and a row is made only where
+/// operands bring together what none of them has alone.
 #[derive(Debug)]
 pub(super) struct Reach {
     words: usize,
+    /// Distinct rows, one after the other; the first one is empty.
     rows: Vec<u64>,
+    /// The row of each node.
+    row_of: Vec<usize>,
 }
 
 impl Reach {
     /// Propagates along edges `(user, operand)` for which `edge` says yes.
     pub(super) fn new(graph: &Graph<'_>, sources: &[NodeId], edge: impl Fn(NodeId, NodeId) -> bool) -> Self {
         let words = sources.len().div_ceil(64).max(1);
-        let mut rows = vec![0u64; words.saturating_mul(graph.len())];
-        for (bit, source) in sources.iter().enumerate() {
-            if let Some(word) = rows.get_mut(source.index() * words + bit / 64) {
+        let mut bits_of = HashMap::<NodeId, Vec<usize>>::with_capacity(sources.len());
+        for (bit, &source) in sources.iter().enumerate() {
+            bits_of.entry(source).or_default().push(bit);
+        }
+        let mut reach = Self { words, rows: vec![0; words], row_of: Vec::with_capacity(graph.len()) };
+        for id in graph.ids() {
+            // Rows up to here belong to other nodes as well.
+            let shared = reach.rows.len() / words;
+            let mut row = bits_of.get(&id).map_or(0, |bits| reach.push_bits(bits));
+            for &dep in graph.deps(id).iter().filter(|&&dep| edge(id, dep)) {
+                let from = reach.row_of.get(dep.index()).copied().unwrap_or(0);
+                row = reach.union(row, from, shared);
+            }
+            reach.row_of.push(row);
+        }
+        reach
+    }
+
+    /// A new row with these bits.
+    fn push_bits(&mut self, bits: &[usize]) -> usize {
+        let start = self.rows.len();
+        self.rows.resize(start + self.words, 0);
+        for &bit in bits {
+            if let Some(word) = self.rows.get_mut(start + bit / 64) {
                 *word |= 1 << (bit % 64);
             }
         }
-        for id in graph.ids() {
-            let start = id.index() * words;
-            let (before, rest) = rows.split_at_mut(start);
-            let Some(row) = rest.get_mut(..words) else {
-                continue;
-            };
-            for &dep in graph.deps(id) {
-                if !edge(id, dep) {
-                    continue;
-                }
-                if let Some(from) = before.get(dep.index() * words..(dep.index() + 1) * words) {
-                    row.iter_mut().zip(from).for_each(|(a, &b)| *a |= b);
-                }
-            }
+        start / self.words
+    }
+
+    /// A row that has the bits of both: one of the two where it has all of them, `a` itself where it is not among the
+    /// first `shared`, else a new one.
+    fn union(&mut self, a: usize, b: usize, shared: usize) -> usize {
+        if a == b {
+            return a;
         }
-        Self { words, rows }
+        let (x, y) = (self.at(a), self.at(b));
+        if y.iter().zip(x).all(|(y, x)| y & !x == 0) {
+            return a;
+        }
+        if x.iter().zip(y).all(|(x, y)| x & !y == 0) {
+            return b;
+        }
+        let mut made = a;
+        if a < shared {
+            made = self.rows.len() / self.words;
+            self.rows.extend_from_within(a * self.words..(a + 1) * self.words);
+        }
+        // What may be changed is the last row; `b` is before it.
+        let (before, rest) = self.rows.split_at_mut(made * self.words);
+        let from = before.get(b * self.words..(b + 1) * self.words).unwrap_or_default();
+        rest.iter_mut().zip(from).for_each(|(word, more)| *word |= more);
+        made
+    }
+
+    fn at(&self, row: usize) -> &[u64] {
+        self.rows.get(row * self.words..(row + 1) * self.words).unwrap_or_default()
     }
 
     /// The bits of a node, lowest source first.
     pub(super) fn row(&self, id: NodeId) -> &[u64] {
-        self.rows.get(id.index() * self.words..(id.index() + 1) * self.words).unwrap_or_default()
+        self.at(self.row_of.get(id.index()).copied().unwrap_or(0))
     }
 
     /// Whether source number `source` reaches the node.

@@ -384,7 +384,7 @@ impl Search<'_, '_, '_> {
             if !seen.insert(id) {
                 continue;
             }
-            let counter = flow.states.iter().find(|s| s.old == id && !graph.is_floating(id));
+            let counter = flow.state(id).filter(|_| !graph.is_floating(id));
             if counter.is_some_and(|s| wraps(graph, s)) {
                 return Err(format!("{} decides when it starts anew: it accumulates", graph.display(id)));
             }
@@ -557,7 +557,7 @@ impl Search<'_, '_, '_> {
             return Err("its coefficient is inside a branch or a loop".to_owned());
         }
         for used in uses() {
-            let apart = |n: &&NodeId| graph.outputs.contains(n) || graph.users(**n).iter().any(|u| !tree.contains(u));
+            let apart = |n: &&NodeId| graph.is_output(**n) || graph.users(**n).iter().any(|u| !tree.contains(u));
             if let Some(&shared) = used.between.iter().find(apart) {
                 return Err(format!("{} holds its coefficient and is read elsewhere, too", graph.display(shared)));
             }

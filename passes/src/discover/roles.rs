@@ -4,7 +4,7 @@
 //! a moment: a state whose new value feeds another state's new value as well as its
 //! own, strictly. Moments belong to the one parameter whose new value they reach.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::error::{Refusal, RefusalKind};
 use super::flow::Flow;
@@ -72,34 +72,80 @@ struct Dependence {
 struct Relation {
     rows: Vec<Row>,
     sizes: Vec<usize>,
+    /// For each size the states whose sets are larger.
+    larger: BTreeMap<usize, Row>,
 }
 
 impl Relation {
     fn new(rows: Vec<Row>) -> Self {
-        let sizes = rows.iter().map(|row| row.iter().map(|w| w.count_ones() as usize).sum()).collect();
-        Self { rows, sizes }
+        let sizes: Vec<usize> = rows.iter().map(|row| row.iter().map(|w| w.count_ones() as usize).sum()).collect();
+        let mut of_size: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for (state, &size) in sizes.iter().enumerate() {
+            of_size.entry(size).or_default().push(state);
+        }
+        let words = rows.first().map_or(1, Vec::len);
+        let mut larger = BTreeMap::new();
+        let mut above = vec![0u64; words];
+        for (size, states) in of_size.into_iter().rev() {
+            larger.insert(size, above.clone());
+            above.iter_mut().zip(mask(states, words)).for_each(|(word, more)| *word |= more);
+        }
+        Self { rows, sizes, larger }
     }
 
     fn row(&self, state: usize) -> &[u64] {
         self.rows.get(state).map(Vec::as_slice).unwrap_or_default()
     }
 
-    fn strict_subset(&self, a: usize, b: usize) -> bool {
-        self.sizes.get(a) < self.sizes.get(b) && subset(self.row(a), self.row(b))
+    /// The states whose sets are larger than that of `state`.
+    fn larger(&self, state: usize) -> &[u64] {
+        self.sizes.get(state).and_then(|size| self.larger.get(size)).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    fn subset(&self, a: usize, b: usize) -> bool {
+        subset(self.row(a), self.row(b))
+    }
+}
+
+/// The same relation the other way round: bit `a` of row `b` is bit `b` of row `a`.
+fn transposed(rows: &[Row]) -> Vec<Row> {
+    let words = rows.first().map_or(1, Vec::len);
+    let mut columns = vec![vec![0u64; words]; rows.len()];
+    for (band, lines) in rows.chunks(64).enumerate() {
+        for (word, columns) in columns.chunks_mut(64).enumerate() {
+            let mut block = [0u64; 64];
+            for (slot, line) in block.iter_mut().zip(lines) {
+                *slot = line.get(word).copied().unwrap_or(0);
+            }
+            transpose(&mut block);
+            for (column, bits) in columns.iter_mut().zip(block) {
+                if let Some(slot) = column.get_mut(band) {
+                    *slot = bits;
+                }
+            }
+        }
+    }
+    columns
+}
+
+/// Transposes 64 rows of 64 bits: swaps the off-diagonal quarters, then those of each quarter, down to single bits.
+#[allow(clippy::indexing_slicing, reason = "`k` has the bit `width` unset, so that both sums stay below 64")]
+fn transpose(block: &mut [u64; 64]) {
+    let (mut width, mut low) = (32, u64::from(u32::MAX));
+    while width > 0 {
+        for k in (0..64).filter(|k| k & width == 0) {
+            let swapped = ((block[k] >> width) ^ block[k + width]) & low;
+            block[k] ^= swapped << width;
+            block[k + width] ^= swapped;
+        }
+        width /= 2;
+        low ^= low << width;
     }
 }
 
 impl Dependence {
     fn new(rows: Vec<Row>) -> Self {
-        let words = rows.first().map_or(1, Vec::len);
-        let mut users = vec![vec![0u64; words]; rows.len()];
-        for (state, row) in rows.iter().enumerate() {
-            for source in bits(row) {
-                if let Some(word) = users.get_mut(source).and_then(|u| u.get_mut(state / 64)) {
-                    *word |= 1 << (state % 64);
-                }
-            }
-        }
+        let users = transposed(&rows);
         Self { rows: Relation::new(rows), users: Relation::new(users) }
     }
 
@@ -109,23 +155,26 @@ impl Dependence {
 
     /// A moment of another state: both feed each other, and the other's new value depends on strictly more.
     fn moment_like(&self, state: usize) -> bool {
-        self.mutual(state).any(|other| self.rows.strict_subset(state, other))
+        let others = common(self.row(state), &[self.users.row(state), self.rows.larger(state)]);
+        bits(&others).any(|other| self.rows.subset(state, other))
     }
 
     /// Like [`Dependence::moment_like`], for a state that the loss depends on: the other must be such a state, too,
     /// and feed strictly more than this one. A parameter without moments feeds all others; a moment only its own.
     fn moment_like_within(&self, state: usize, loss: &[u64]) -> bool {
-        self.mutual(state).any(|other| {
-            has(loss, other) && self.rows.strict_subset(state, other) && self.users.strict_subset(state, other)
-        })
+        let larger = [self.rows.larger(state), self.users.larger(state)];
+        let others = common(self.row(state), &[self.users.row(state), loss, larger[0], larger[1]]);
+        bits(&others).any(|other| self.rows.subset(state, other) && self.users.subset(state, other))
     }
+}
 
-    /// Other states that feed this one and that it feeds.
-    fn mutual(&self, state: usize) -> impl Iterator<Item = usize> {
-        let both: Row = self.row(state).iter().zip(self.users.row(state)).map(|(a, b)| a & b).collect();
-        let others: Vec<usize> = bits(&both).filter(|&other| other != state).collect();
-        others.into_iter()
+/// What a set has in common with all others.
+fn common(set: &[u64], others: &[&[u64]]) -> Row {
+    let mut all = set.to_vec();
+    for other in others {
+        all.iter_mut().zip(*other).for_each(|(word, other)| *word &= other);
     }
+    all
 }
 
 /// Assigns roles to the float states.
@@ -304,9 +353,10 @@ impl<'f, 'g, 'm> Followers<'f, 'g, 'm> {
 /// Whether a new value is its old one plus something, through whatever reshaping.
 fn rests_on(graph: &Graph<'_>, new: NodeId, old: NodeId) -> bool {
     use hlo::Opcode as O;
-    let mut stack = vec![new];
+    // Nearest first: the old value is close by, and what is added to it may go back through the whole model.
+    let mut open = VecDeque::from([new]);
     let mut seen = BTreeSet::new();
-    while let Some(id) = stack.pop() {
+    while let Some(id) = open.pop_front() {
         if id == old {
             return true;
         }
@@ -314,7 +364,7 @@ fn rests_on(graph: &Graph<'_>, new: NodeId, old: NodeId) -> bool {
             continue;
         }
         let node = graph.node(id);
-        stack.extend(node.carry);
+        open.extend(node.carry);
         let carries = match node.op {
             Op::Phi => true,
             Op::While => false,
@@ -327,7 +377,7 @@ fn rests_on(graph: &Graph<'_>, new: NodeId, old: NodeId) -> bool {
             Op::Hlo(_) => graph.is_elementwise(id) || graph.is_conversion(id),
         };
         if carries {
-            stack.extend(graph.data_deps(id));
+            open.extend(graph.data_deps(id));
         }
     }
     false
