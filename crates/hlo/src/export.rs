@@ -97,7 +97,7 @@ impl Encoder {
 
     fn instruction(&mut self, module: &Module, computation: &Computation, instruction: &Instruction) {
         self.attributes.clear();
-        self.sizes.encode(&*instruction.attributes, &mut self.attributes);
+        self.sizes.encode(instruction.attributes.as_ref(), &mut self.attributes);
         self.shape.clear();
         self.sizes.encode(&instruction.shape.0, &mut self.shape);
         self.instruction.clear();

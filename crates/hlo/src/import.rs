@@ -5,8 +5,9 @@
 //! names are the verifier's matter.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
-use buffa::{DecodeError, DecodeOptions, MessageField};
+use buffa::{DecodeError, DecodeOptions};
 use thiserror::Error;
 
 use crate::ir::{Computation, ComputationId, Instruction, InstructionId, Module, Names, Opcode, Shape};
@@ -143,7 +144,7 @@ fn import_module(bytes: &[u8]) -> Result<Module, ImportError> {
         what: "entry computation",
         id: header.entry_computation_id,
     })?;
-    let importer = Importer { computations: by_id, size: bytes.len() };
+    let mut importer = Importer { computations: by_id, size: bytes.len(), shared: HashMap::new(), rest: Vec::new() };
     let arena = computations.into_iter().map(|c| importer.computation(c)).collect::<Result<Vec<_>, _>>()?;
     let order = (0..arena.len()).map(|i| small(i, "computations").map(ComputationId)).collect::<Result<_, _>>()?;
     let names = Names::of(&arena);
@@ -193,15 +194,19 @@ struct Importer {
     computations: HashMap<i64, ComputationId>,
     /// Bytes of the whole module, for error messages.
     size: usize,
+    /// Shape and attributes by their encoding.
+    shared: HashMap<Box<[u8]>, (Shape, Arc<HloInstructionProto>)>,
+    /// The encoding of one instruction's; here to keep its allocation.
+    rest: Vec<u8>,
 }
 
-impl Importer {
-    fn decode_error(&self, source: DecodeError) -> ImportError {
-        ImportError::Decode { size: self.size, source }
-    }
+/// Attributes whose encoding is longer (those with literals) are not worth keeping a second time to be compared with.
+const LONGEST_SHARED: usize = 1 << 10;
 
-    fn computation(&self, bytes: &[u8]) -> Result<Computation, ImportError> {
-        let decode = |source| self.decode_error(source);
+impl Importer {
+    fn computation(&mut self, bytes: &[u8]) -> Result<Computation, ImportError> {
+        let size = self.size;
+        let decode = |source| ImportError::Decode { size, source };
         let mut header = HloComputationProto::default();
         let mut instructions = Vec::new();
         wire::split(bytes, &mut header, &options(bytes), |field| {
@@ -236,8 +241,9 @@ impl Importer {
         Ok(Computation { name, arena, order, root, header, wire_id, next_local: last_local + 1 })
     }
 
-    fn instruction(&self, bytes: &[u8], ids: &Ids) -> Result<Instruction, ImportError> {
-        let mut attributes = Box::<HloInstructionProto>::default();
+    fn instruction(&mut self, bytes: &[u8], ids: &Ids) -> Result<Instruction, ImportError> {
+        let size = self.size;
+        let decode = |source| ImportError::Decode { size, source };
         let (mut name, mut opcode, mut wire_id) = ("", "", 0);
         let (mut operands, mut control, mut called) = (Vec::new(), Vec::new(), Vec::new());
         // The first id that nothing has; reported once the name is known.
@@ -246,19 +252,24 @@ impl Importer {
             Some(found) => list.push(found),
             None => dangling = dangling.or(Some((what, id))),
         };
-        wire::split(bytes, &mut *attributes, &options(bytes), |field| {
+        self.rest.clear();
+        for field in Fields::new(bytes) {
+            let field = field.map_err(decode)?;
             match field.number() {
-                1 => name = field.string()?,
-                2 => opcode = field.string()?,
-                35 => wire_id = field.integer()?,
-                36 => field.integers(|id| find(ids.find(id), "operand", id, &mut operands))?,
-                37 => field.integers(|id| find(ids.find(id), "control predecessor", id, &mut control))?,
-                38 => field.integers(|id| called.push(id))?,
-                _ => return Ok(false),
+                1 => field.string().map(|value| name = value),
+                2 => field.string().map(|value| opcode = value),
+                35 => field.integer().map(|value| wire_id = value),
+                36 => field.integers(|id| find(ids.find(id), "operand", id, &mut operands)),
+                37 => field.integers(|id| find(ids.find(id), "control predecessor", id, &mut control)),
+                38 => field.integers(|id| called.push(id)),
+                _ => {
+                    self.rest.extend_from_slice(field.whole);
+                    Ok(())
+                }
             }
-            Ok(true)
-        })
-        .map_err(|source| self.decode_error(source))?;
+            .map_err(decode)?;
+        }
+        let (shape, mut attributes) = self.attributes(bytes).map_err(decode)?;
         let dangle = |what, id| ImportError::Dangling { user: name.to_owned(), what, id };
         if let Some((what, id)) = dangling {
             return Err(dangle(what, id));
@@ -268,19 +279,33 @@ impl Importer {
         let text = opcode;
         let opcode = Opcode::from_name(text);
         if opcode == Opcode::Unrecognized {
-            text.clone_into(&mut attributes.opcode);
+            text.clone_into(&mut Arc::make_mut(&mut attributes).opcode);
         }
-        let shape = std::mem::replace(&mut attributes.shape, MessageField::none());
         Ok(Instruction {
             name: name.to_owned(),
             opcode,
-            shape: shape.into_option().map(Shape).unwrap_or_default(),
+            shape,
             operands,
             control_predecessors: control,
             called,
             attributes,
             wire_id,
         })
+    }
+
+    /// What [`Importer::rest`] holds of the instruction `bytes`, decoded only where it is met for the first time.
+    fn attributes(&mut self, bytes: &[u8]) -> Result<(Shape, Arc<HloInstructionProto>), DecodeError> {
+        if let Some(known) = self.shared.get(self.rest.as_slice()) {
+            return Ok(known.clone());
+        }
+        let mut attributes = HloInstructionProto::default();
+        options(bytes).merge_from_slice(&mut attributes, &self.rest)?;
+        let shape = attributes.shape.take().map(Shape).unwrap_or_default();
+        let made = (shape, Arc::new(attributes));
+        if self.rest.len() <= LONGEST_SHARED {
+            self.shared.insert(self.rest.as_slice().into(), made.clone());
+        }
+        Ok(made)
     }
 }
 

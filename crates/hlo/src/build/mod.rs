@@ -5,6 +5,8 @@
 //! instructions come last in the order; when earlier instructions are made to
 //! use them, [`Module::sort`](crate::Module::sort) restores a valid order.
 
+use std::sync::Arc;
+
 use thiserror::Error;
 
 use crate::infer::{InferError, infer};
@@ -158,7 +160,7 @@ impl<'m> Builder<'m> {
             None => format!("{}.{}", self.scope, opcode.name()),
         };
         let mut instruction = Instruction::new(name, opcode, shape, operands.to_vec());
-        instruction.attributes = Box::new(attributes);
+        instruction.attributes = Arc::new(attributes);
         instruction.called = called;
         let computation = self.computation;
         self.module.push_instruction(computation, instruction).ok_or_else(|| BuildError::NoSuch {

@@ -123,12 +123,10 @@ impl Module {
                 *x = clones.get(x).copied().ok_or(EditError::NoSuch { what: "operand", index: x.index() })?;
             }
             clone.control_predecessors.extend(&site_control);
-            if let Some(metadata) = clone.attributes.metadata.as_option_mut()
-                && !prefix.is_empty()
-                && !metadata.op_name.is_empty()
-                && !metadata.op_name.starts_with(&prefix)
-            {
-                metadata.op_name = format!("{prefix}/{}", metadata.op_name);
+            let op_name = clone.op_name();
+            if !prefix.is_empty() && !op_name.is_empty() && !op_name.starts_with(&prefix) {
+                let op_name = format!("{prefix}/{op_name}");
+                clone.attributes_mut().metadata.get_or_insert_default().op_name = op_name;
             }
             let made = self.push_instruction(caller, clone).ok_or_else(no_call)?;
             order.push(made);
@@ -184,7 +182,8 @@ mod tests {
         let double = module.order()[0];
         let root = module.computation(double).unwrap().root();
         let field = buffa::UnknownField { number: 4000, data: buffa::UnknownFieldData::Varint(1) };
-        module.computation_mut(double).unwrap().get_mut(root).unwrap().attributes.__buffa_unknown_fields.push(field);
+        let root = module.computation_mut(double).unwrap().get_mut(root).unwrap();
+        root.attributes_mut().__buffa_unknown_fields.push(field);
         let error = module.inline_calls(|_| false).unwrap_err().to_string();
         assert!(error.contains("%add") && error.contains("field 4000"), "{error}");
     }

@@ -133,9 +133,8 @@ impl Module {
         };
         root.operands.push(value);
         root.shape.0.tuple_shapes.push(shape.clone());
-        if let Some(sharding) = root.attributes.sharding.as_option_mut()
-            && !sharding.tuple_shardings.is_empty()
-        {
+        let sharded = root.attributes.sharding.as_option().is_some_and(|s| !s.tuple_shardings.is_empty());
+        if sharded && let Some(sharding) = root.attributes_mut().sharding.as_option_mut() {
             sharding.tuple_shardings.push(OpSharding::default());
         }
         let index = root.operands.len() - 1;

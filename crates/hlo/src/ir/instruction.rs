@@ -1,6 +1,7 @@
 //! Computations and instructions, and the ids that name them.
 
 use std::fmt;
+use std::sync::{Arc, LazyLock};
 
 use super::{Opcode, Shape};
 use crate::proto::{HloComputationProto, HloInstructionProto};
@@ -47,10 +48,16 @@ pub struct Instruction {
     /// Everything else that the wire format carries (literal, window, metadata,
     /// sharding, fields of newer releases). The fields that have a place above are
     /// empty in here, except `opcode` of an [`Opcode::Unrecognized`] instruction.
-    pub attributes: Box<HloInstructionProto>,
+    ///
+    /// The message is large, and instructions by the thousand have the same one: they share it
+    /// (until one is changed, [`Instruction::attributes_mut`]), and what runs over a module stays in the caches.
+    pub attributes: Arc<HloInstructionProto>,
     /// The id on the wire, `computation << 32 | local`.
     pub(crate) wire_id: i64,
 }
+
+/// The attributes of instructions that have none.
+static NO_ATTRIBUTES: LazyLock<Arc<HloInstructionProto>> = LazyLock::new(Arc::default);
 
 impl Instruction {
     /// An instruction with no attributes; its wire id is given when it joins a computation.
@@ -63,9 +70,14 @@ impl Instruction {
             operands,
             control_predecessors: Vec::new(),
             called: Vec::new(),
-            attributes: Box::default(),
+            attributes: Arc::clone(&NO_ATTRIBUTES),
             wire_id: 0,
         }
+    }
+
+    /// Mutable access to the attributes, which are this instruction's own from then on.
+    pub fn attributes_mut(&mut self) -> &mut HloInstructionProto {
+        Arc::make_mut(&mut self.attributes)
     }
 
     /// The `op_name` that the front end gave it (`jit(step)/dot_general`), possibly empty.

@@ -10,8 +10,9 @@ impl Module {
     pub fn strip_metadata(&mut self) {
         for computation in &mut self.arena {
             for instruction in &mut computation.arena {
-                instruction.attributes.metadata = Default::default();
-                instruction.attributes.original_value = None;
+                let attributes = instruction.attributes_mut();
+                attributes.metadata = Default::default();
+                attributes.original_value = None;
             }
         }
         self.header.stack_frame_index = None;

@@ -14,7 +14,7 @@ const LARGEST_LOCAL_ID: i64 = 0x7fff_fffe;
 pub(super) fn check_module(module: &Module, report: &mut Report<'_>) {
     let mut ids = HashMap::new();
     let mut computation_names = HashSet::new();
-    let mut instruction_names = HashMap::new();
+    let mut instruction_names = HashMap::with_capacity(module.instruction_count());
     for (id, computation) in module.computations() {
         if let Some(other) = ids.insert(computation.wire_id, &computation.name) {
             let message = format!("its id {} is that of %{other} too", computation.wire_id);

@@ -179,7 +179,7 @@ const CASES: &[(Rule, Edit, &str)] = &[
         },
         "add takes exactly 2 operand(s), 1 given",
     ),
-    (Rule::ParameterNumbers, |m| m.at("d").attributes.parameter_number = 7, "its number is 7, and 2 is the next"),
+    (Rule::ParameterNumbers, |m| m.at("d").attributes_mut().parameter_number = 7, "its number is 7, and 2 is the next"),
     (Rule::ProgramShape, |m| m.computation("body").1.header.program_shape = Default::default(), "is missing"),
     (
         Rule::HostProgramShape,
@@ -254,7 +254,7 @@ const CASES: &[(Rule, Edit, &str)] = &[
         },
         "its shape is (f32[2,3], f32[], f32[], f32[]), its operands make (f32[2,3], f32[2,3], f32[], f32[])",
     ),
-    (Rule::Comparison, |m| m.at("less").attributes.comparison_direction = "lt".into(), "its direction \"lt\""),
+    (Rule::Comparison, |m| m.at("less").attributes_mut().comparison_direction = "lt".into(), "its direction \"lt\""),
     (
         Rule::CalledCount,
         |m| {
@@ -285,17 +285,17 @@ const CASES: &[(Rule, Edit, &str)] = &[
         },
         "it passes 1 arguments to 2 branches",
     ),
-    (Rule::LiteralShape, |m| m.at("zero").attributes.literal = Default::default(), "%zero: it has no literal"),
+    (Rule::LiteralShape, |m| m.at("zero").attributes_mut().literal = Default::default(), "%zero: it has no literal"),
     (
         Rule::LiteralElements,
-        |m| m.at("zero").attributes.literal.get_or_insert_default().f32s.push(1.0),
+        |m| m.at("zero").attributes_mut().literal.get_or_insert_default().f32s.push(1.0),
         "its literal holds 2 elements of f32, its shape 1",
     ),
     (Rule::MissingName, |m| m.at("double").name.clear(), "it has no name"),
     (
         Rule::ParameterReplication,
         |m| {
-            let replication = m.at("x").attributes.parameter_replication.get_or_insert_default();
+            let replication = m.at("x").attributes_mut().parameter_replication.get_or_insert_default();
             replication.replicated_at_leaf_buffers = vec![true, true];
         },
         "its replication has 2 entries, its shape 1 arrays",
