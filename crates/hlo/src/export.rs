@@ -60,7 +60,7 @@ impl Module {
         if instruction.opcode != Opcode::Unrecognized {
             proto.opcode = instruction.opcode.name().to_owned();
         }
-        proto.shape = instruction.shape.0.clone().into();
+        proto.shape = instruction.shape.to_proto().into();
         proto.id = instruction.wire_id;
         proto.operand_ids = instruction.operands.iter().filter_map(wire).collect();
         proto.control_predecessor_ids = instruction.control_predecessors.iter().filter_map(wire).collect();
@@ -99,7 +99,7 @@ impl Encoder {
         self.attributes.clear();
         self.sizes.encode(instruction.attributes.as_ref(), &mut self.attributes);
         self.shape.clear();
-        self.sizes.encode(&instruction.shape.0, &mut self.shape);
+        self.sizes.encode(instruction.shape.0.as_ref(), &mut self.shape);
         self.instruction.clear();
         let wire = |id: &_| computation.get(*id).map(|i| i.wire_id);
         let mut splice = Splice::new(&mut self.instruction, &self.attributes);

@@ -300,7 +300,7 @@ impl Importer {
         }
         let mut attributes = HloInstructionProto::default();
         options(bytes).merge_from_slice(&mut attributes, &self.rest)?;
-        let shape = attributes.shape.take().map(Shape).unwrap_or_default();
+        let shape = attributes.shape.take().map(Shape::from).unwrap_or_default();
         let made = (shape, Arc::new(attributes));
         if self.rest.len() <= LONGEST_SHARED {
             self.shared.insert(self.rest.as_slice().into(), made.clone());

@@ -75,8 +75,8 @@ pub(crate) enum Inferred<'a> {
 impl Inferred<'_> {
     fn into_shape(self) -> Shape {
         match self {
-            Self::Same(shape) => Shape(shape.clone()),
-            Self::Tuple(elements) => Shape::tuple(elements.into_iter().cloned().map(Shape).collect()),
+            Self::Same(shape) => Shape::from(shape.clone()),
+            Self::Tuple(elements) => Shape::tuple(elements.into_iter().cloned().map(Shape::from).collect()),
             Self::New(shape) => shape,
         }
     }
@@ -132,7 +132,7 @@ pub(crate) fn inferred<'a>(
         InferError::Operands { opcode, operands: spelled.join(", "), reason }
     };
     let shape = match (opcode, operands) {
-        (Opcode::Tuple, _) => Inferred::Tuple(operands.iter().map(|s| &s.0).collect()),
+        (Opcode::Tuple, _) => Inferred::Tuple(operands.iter().map(|s| s.0.as_ref()).collect()),
         (Opcode::GetTupleElement, [tuple]) => {
             let index = usize::try_from(attributes.tuple_index).ok();
             let element = index.and_then(|i| tuple.0.tuple_shapes.get(i));
@@ -210,7 +210,7 @@ pub(crate) fn inferred<'a>(
         (Opcode::Reduce, _) => New(reduce(operands, attributes).map_err(fail)?),
         (Opcode::Transpose, [x]) => New(transpose(x, attributes, stated).map_err(fail)?),
         (Opcode::AllReduce, [x]) => Same(&x.0),
-        (Opcode::AllReduce, xs) => Inferred::Tuple(xs.iter().map(|s| &s.0).collect()),
+        (Opcode::AllReduce, xs) => Inferred::Tuple(xs.iter().map(|s| s.0.as_ref()).collect()),
         _ => return Ok(None),
     };
     Ok(Some(shape))

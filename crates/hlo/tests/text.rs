@@ -23,7 +23,7 @@ fn snapshot_text_leaves_out_what_hides_a_change() {
     let mut b = Builder::at_entry(&mut module);
     b.set_scope("scale", "controller/scale");
     let mut columns = Shape::array(PrimitiveType::F32, &[2, 20]);
-    columns.0.layout.get_or_insert_default().minor_to_major = vec![0, 1];
+    columns.proto_mut().layout.get_or_insert_default().minor_to_major = vec![0, 1];
     let x = b.parameter("x", columns).unwrap();
     let long = b.constant_f32_vector(&[0.5; 20]).unwrap();
     let short = b.constant_f32_vector(&[1.0, f32::NAN, -0.0]).unwrap();

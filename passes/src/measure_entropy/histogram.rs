@@ -97,7 +97,7 @@ fn reached(e: &mut Emitter<'_>, a: InstructionId, edges: &[InstructionId]) -> Bu
 fn counts(e: &mut Emitter<'_>, reached: InstructionId, gradients: &[Gradient], bins: i64) -> Built {
     let all: Vec<i32> = gradients.iter().map(|g| i32::try_from(g.elements).unwrap_or(i32::MAX)).collect();
     let shape = Shape::array(PrimitiveType::S32, &[all.len() as i64, 1]);
-    let literal = LiteralProto { shape: shape.0.clone().into(), s32s: all, ..Default::default() };
+    let literal = LiteralProto { shape: shape.to_proto().into(), s32s: all, ..Default::default() };
     let attributes = HloInstructionProto { literal: literal.into(), ..Default::default() };
     let all = e.b.emit_with(Opcode::Constant, &[], shape, attributes, Vec::new())?;
     let lower = columns(e, reached, bins - 1)?;

@@ -183,7 +183,7 @@ impl<'m> Builder<'m> {
         let id = self.named(name).emit_with(Opcode::Parameter, &[], shape.clone(), attributes, Vec::new())?;
         let unique = self.instruction(id)?.name.clone();
         let append = |signature: &mut ProgramShapeProto| {
-            signature.parameters.push(shape.0.clone());
+            signature.parameters.push(shape.to_proto());
             signature.parameter_names.push(unique.clone());
         };
         if self.computation == self.module.entry() {
@@ -203,11 +203,11 @@ impl<'m> Builder<'m> {
     pub fn set_root(&mut self, root: InstructionId) -> Result<(), BuildError> {
         let shape = self.shape(root)?;
         if self.computation == self.module.entry() {
-            self.module.header.host_program_shape.get_or_insert_default().result = shape.0.clone().into();
+            self.module.header.host_program_shape.get_or_insert_default().result = shape.to_proto().into();
         }
         if let Some(target) = self.module.computation_mut(self.computation) {
             target.root = root;
-            target.header.program_shape.get_or_insert_default().result = shape.0.into();
+            target.header.program_shape.get_or_insert_default().result = shape.to_proto().into();
         }
         Ok(())
     }

@@ -76,7 +76,7 @@ impl Builder<'_> {
     /// For other element types.
     pub fn constant(&mut self, element_type: PrimitiveType, value: f64) -> Built {
         let shape = Shape::scalar(element_type);
-        let mut literal = LiteralProto { shape: shape.0.clone().into(), ..Default::default() };
+        let mut literal = LiteralProto { shape: shape.to_proto().into(), ..Default::default() };
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the caller asks for this type")]
         match element_type {
             PrimitiveType::PRED => literal.preds.push(value != 0.0),
@@ -97,7 +97,7 @@ impl Builder<'_> {
     /// Where the computation does not exist.
     pub fn constant_f32_vector(&mut self, values: &[f32]) -> Built {
         let shape = Shape::array(PrimitiveType::F32, &[values.len() as i64]);
-        let literal = LiteralProto { shape: shape.0.clone().into(), f32s: values.to_vec(), ..Default::default() };
+        let literal = LiteralProto { shape: shape.to_proto().into(), f32s: values.to_vec(), ..Default::default() };
         let attributes = HloInstructionProto { literal: literal.into(), ..Default::default() };
         self.emit_with(Opcode::Constant, &[], shape, attributes, Vec::new())
     }

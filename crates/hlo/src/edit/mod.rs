@@ -121,7 +121,7 @@ impl Module {
                 shape: instruction.shape.to_string(),
             });
         }
-        let shape = instruction.shape.0.clone();
+        let shape = instruction.shape.to_proto();
         let root_id = entry.root();
         if entry.root_instruction().is_some_and(|root| root.opcode != Opcode::Tuple) {
             self.wrap_root(root_id)?;
@@ -132,7 +132,7 @@ impl Module {
             return Err(EditError::NoSuch { what: "entry root", index: root_id.index() });
         };
         root.operands.push(value);
-        root.shape.0.tuple_shapes.push(shape.clone());
+        root.shape.proto_mut().tuple_shapes.push(shape.clone());
         let sharded = root.attributes.sharding.as_option().is_some_and(|s| !s.tuple_shardings.is_empty());
         if sharded && let Some(sharding) = root.attributes_mut().sharding.as_option_mut() {
             sharding.tuple_shardings.push(OpSharding::default());

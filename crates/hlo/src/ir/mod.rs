@@ -26,7 +26,7 @@ mod opcode;
 pub(crate) mod shape;
 
 pub use instruction::{Computation, ComputationId, Instruction, InstructionId};
-pub(crate) use names::Names;
+pub(crate) use names::{Hashed, Names};
 
 pub use module::{Alias, AliasKind, Module};
 pub use opcode::{Arity, Opcode};

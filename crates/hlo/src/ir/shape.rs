@@ -1,6 +1,7 @@
 //! Shapes: arrays with an element type, dimensions and a layout, and tuples of shapes.
 
 use std::fmt;
+use std::sync::{Arc, LazyLock};
 
 use crate::proto::{LayoutProto, PrimitiveType, ShapeProto};
 
@@ -119,14 +120,31 @@ impl fmt::Display for PrimitiveType {
 /// Wraps the wire message, so that layouts with tiles, dynamic dimensions and
 /// fields of newer releases survive. Equality compares all of it;
 /// [`Shape::same_array`] compares element type and dimensions only.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Shape(pub ShapeProto);
+///
+/// Clones share the message until one is changed: a module has thousands of values and dozens of shapes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Shape(pub Arc<ShapeProto>);
+
+/// No shape.
+static NONE: LazyLock<Arc<ShapeProto>> = LazyLock::new(Arc::default);
+
+impl Default for Shape {
+    fn default() -> Self {
+        Self(Arc::clone(&NONE))
+    }
+}
+
+impl From<ShapeProto> for Shape {
+    fn from(proto: ShapeProto) -> Self {
+        Self(Arc::new(proto))
+    }
+}
 
 impl Shape {
     /// A dense array in row-major layout, as JAX writes it.
     #[must_use]
     pub fn array(element_type: PrimitiveType, dims: &[i64]) -> Self {
-        Self(ShapeProto {
+        Self::from(ShapeProto {
             element_type: element_type.into(),
             dimensions: dims.to_vec(),
             is_dynamic_dimension: vec![false; dims.len()],
@@ -149,11 +167,22 @@ impl Shape {
     /// A tuple.
     #[must_use]
     pub fn tuple(elements: Vec<Self>) -> Self {
-        Self(ShapeProto {
+        Self::from(ShapeProto {
             element_type: PrimitiveType::TUPLE.into(),
-            tuple_shapes: elements.into_iter().map(|s| s.0).collect(),
+            tuple_shapes: elements.into_iter().map(|s| Arc::unwrap_or_clone(s.0)).collect(),
             ..Default::default()
         })
+    }
+
+    /// A copy of the wire message.
+    #[must_use]
+    pub fn to_proto(&self) -> ShapeProto {
+        (*self.0).clone()
+    }
+
+    /// Mutable access to the wire message, which is this shape's own from then on.
+    pub fn proto_mut(&mut self) -> &mut ShapeProto {
+        Arc::make_mut(&mut self.0)
     }
 
     /// The element type; `PRIMITIVE_TYPE_INVALID` for one this crate does not know.
@@ -222,7 +251,7 @@ impl Shape {
 
     /// The elements of a tuple; none for other shapes.
     pub fn tuple_elements(&self) -> impl ExactSizeIterator<Item = Self> + '_ {
-        self.0.tuple_shapes.iter().map(|s| Self(s.clone()))
+        self.0.tuple_shapes.iter().map(|s| Self::from(s.clone()))
     }
 
     /// The non-tuple shapes inside, depth first; the shape itself where it is no tuple.
@@ -255,21 +284,24 @@ impl Shape {
     /// The same shape with another element type (dimensions and layout stay).
     #[must_use]
     pub fn with_element_type(&self, element_type: PrimitiveType) -> Self {
-        let mut shape = self.clone();
-        shape.0.element_type = element_type.into();
-        if let Some(layout) = shape.0.layout.as_option_mut() {
+        let mut proto = self.to_proto();
+        proto.element_type = element_type.into();
+        if let Some(layout) = proto.layout.as_option_mut() {
             layout.element_size_in_bits = 0;
         }
-        shape
+        Self::from(proto)
     }
 }
 
 /// See [`Shape::is_compatible`]; the cost is bounded by the smaller of both.
 pub(crate) fn compatible(x: &ShapeProto, y: &ShapeProto) -> bool {
-    x.element_type == y.element_type
-        && x.dimensions == y.dimensions
-        && x.tuple_shapes.len() == y.tuple_shapes.len()
-        && x.tuple_shapes.iter().zip(&y.tuple_shapes).all(|(x, y)| compatible(x, y))
+    let same = || {
+        x.element_type == y.element_type
+            && x.dimensions == y.dimensions
+            && x.tuple_shapes.len() == y.tuple_shapes.len()
+            && x.tuple_shapes.iter().zip(&y.tuple_shapes).all(|(x, y)| compatible(x, y))
+    };
+    std::ptr::eq(x, y) || same()
 }
 
 /// Depth-first iterator over the leaves of a shape.
@@ -286,7 +318,7 @@ impl Iterator for ShapeLeaves<'_> {
             if shape.element_type.as_known() == Some(PrimitiveType::TUPLE) {
                 self.stack.extend(shape.tuple_shapes.iter().rev());
             } else {
-                return Some(Shape(shape.clone()));
+                return Some(Shape::from(shape.clone()));
             }
         }
         None
@@ -323,13 +355,13 @@ impl fmt::Display for Brief<'_> {
         const SPELLED: usize = 8;
         let count = self.0.tuple_shapes.len();
         if count <= SPELLED && self.0.tuple_shapes.iter().all(|s| s.tuple_shapes.is_empty()) {
-            return write!(f, "{}", Shape(self.0.clone()));
+            return write!(f, "{}", Shape::from(self.0.clone()));
         }
         f.write_str("(")?;
         for (i, element) in self.0.tuple_shapes.iter().take(SPELLED).enumerate() {
             f.write_str(if i > 0 { ", " } else { "" })?;
             match element.tuple_shapes.len() {
-                0 => write!(f, "{}", Shape(element.clone()))?,
+                0 => write!(f, "{}", Shape::from(element.clone()))?,
                 n => write!(f, "a tuple of {n}")?,
             }
         }
@@ -354,11 +386,11 @@ mod tests {
     fn compatible_shapes_differ_in_layout_only() {
         let shape = Shape::tuple(vec![Shape::array(PrimitiveType::F32, &[2, 3]), Shape::scalar(PrimitiveType::PRED)]);
         let mut other = shape.clone();
-        other.0.tuple_shapes[0].layout.get_or_insert_default().minor_to_major = vec![0, 1];
+        other.proto_mut().tuple_shapes[0].layout.get_or_insert_default().minor_to_major = vec![0, 1];
         assert!(shape.is_compatible(&other) && shape != other);
-        other.0.tuple_shapes[0].dimensions = vec![3, 2];
+        other.proto_mut().tuple_shapes[0].dimensions = vec![3, 2];
         assert!(!shape.is_compatible(&other));
-        other.0.tuple_shapes.pop();
+        other.proto_mut().tuple_shapes.pop();
         assert!(!shape.is_compatible(&other));
     }
 

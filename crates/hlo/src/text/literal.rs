@@ -32,7 +32,7 @@ pub(super) fn write_literal(
         }
         return out.write_str(" )");
     }
-    let count = Shape(shape.clone()).num_elements();
+    let count = Shape::from(shape.clone()).num_elements();
     if preset == Preset::Snapshot && count > SNAPSHOT_ELEMENTS {
         return out.write_str("{...}");
     }

@@ -16,7 +16,13 @@ pub(super) struct Context<'a> {
     pub(super) parameters: &'a Parameters,
 }
 
-pub(super) fn check(context: &Context<'_>, instruction: &Instruction, report: &mut Report<'_>) {
+/// `operands` is a buffer, so that the thousands of instructions of a computation need one allocation.
+pub(super) fn check<'a>(
+    context: &Context<'a>,
+    instruction: &'a Instruction,
+    operands: &mut Vec<&'a Shape>,
+    report: &mut Report<'_>,
+) {
     let &Context { module, computation, id, positions, parameters } = context;
     let mut refuse = |rule, message| report.instruction(rule, computation, instruction, message);
     if instruction.name.is_empty() {
@@ -34,13 +40,13 @@ pub(super) fn check(context: &Context<'_>, instruction: &Instruction, report: &m
         }
     }
     let defined = |o: &&InstructionId| matches!(positions.get(o.index()), Some(Some(_)));
-    let operands: Vec<&Shape> =
-        instruction.operands.iter().filter(defined).filter_map(|&o| Some(&computation.get(o)?.shape)).collect();
+    operands.clear();
+    operands.extend(instruction.operands.iter().filter(defined).filter_map(|&o| Some(&computation.get(o)?.shape)));
     if operands.len() < instruction.operands.len() {
         // A missing operand has been reported; nothing follows from what is left.
         return;
     }
-    match inferred(instruction.opcode, &operands, &instruction.attributes, &instruction.shape) {
+    match inferred(instruction.opcode, operands, &instruction.attributes, &instruction.shape) {
         Err(error @ InferError::Arity { .. }) => {
             refuse(Rule::Arity, error.to_string());
             return;
@@ -70,7 +76,7 @@ pub(super) fn check(context: &Context<'_>, instruction: &Instruction, report: &m
         }
         _ => {}
     }
-    let call = Call { module, id, instruction, operands: &operands, parameters };
+    let call = Call { module, id, instruction, operands, parameters };
     for (rule, message) in call.check() {
         refuse(rule, message);
     }
@@ -111,17 +117,23 @@ fn check_shape(shape: &ShapeProto, faults: &mut Faults) {
         faults.no_layout.get_or_insert_with(|| format!("{} has no layout", Brief(shape)));
         return;
     };
-    let mut seen = vec![false; rank];
-    for &d in &layout.minor_to_major {
-        if let Some(slot) = usize::try_from(d).ok().and_then(|d| seen.get_mut(d)) {
-            *slot = true;
-        }
-    }
-    if layout.minor_to_major.len() != rank || seen.contains(&false) {
+    let row_major = layout.minor_to_major.iter().rev().copied().eq((0i64..).take(rank));
+    if !row_major && !orders(&layout.minor_to_major, rank) {
         let message =
             || format!("{} has the layout {:?}, no order of {rank} dimensions", Brief(shape), layout.minor_to_major);
         faults.layout.get_or_insert_with(message);
     }
+}
+
+/// Whether a list has each of `rank` dimensions once.
+fn orders(list: &[i64], rank: usize) -> bool {
+    let mut seen = vec![false; rank];
+    for &d in list {
+        if let Some(slot) = usize::try_from(d).ok().and_then(|d| seen.get_mut(d)) {
+            *slot = true;
+        }
+    }
+    list.len() == rank && !seen.contains(&false)
 }
 
 fn check_comparison(instruction: &Instruction) -> Option<String> {
@@ -194,7 +206,8 @@ impl Parameters {
         Self(module.arena.iter().map(Computation::parameters).collect())
     }
 
-    fn of(&self, id: ComputationId) -> &[InstructionId] {
+    /// Those of a computation, in order of their numbers, which may have gaps and repetitions.
+    pub(super) fn of(&self, id: ComputationId) -> &[InstructionId] {
         self.0.get(id.index()).map_or(&[], Vec::as_slice)
     }
 }

@@ -209,13 +209,14 @@ pub fn verify(module: &Module) -> Result<(), VerifyErrors> {
     let parameters = instruction::Parameters::new(module);
     for (id, computation) in module.computations() {
         let positions = order::check_computation(computation, &mut report);
-        signature::check_computation(computation, &mut report);
+        signature::check_computation(computation, parameters.of(id), &mut report);
         let context = instruction::Context { module, computation, id, positions: &positions, parameters: &parameters };
+        let mut operands = Vec::new();
         for (_, instruction) in computation.instructions() {
-            instruction::check(&context, instruction, &mut report);
+            instruction::check(&context, instruction, &mut operands, &mut report);
         }
     }
-    signature::check_entry(module, &mut report);
+    signature::check_entry(module, parameters.of(module.entry()), &mut report);
     if report.violations.is_empty() {
         Ok(())
     } else {

@@ -1,9 +1,10 @@
 //! Computations, names, ids and evaluation order: V001 to V014.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher, BuildHasherDefault, Hash, RandomState};
 
 use super::{Report, Rule};
-use crate::ir::{Computation, ComputationId, Instruction, InstructionId, Module};
+use crate::ir::{Computation, ComputationId, Hashed, Instruction, InstructionId, Module};
 
 /// Position of each arena index in an order; `None` where it is not part of it.
 pub(super) type Positions = Vec<Option<usize>>;
@@ -14,7 +15,8 @@ const LARGEST_LOCAL_ID: i64 = 0x7fff_fffe;
 pub(super) fn check_module(module: &Module, report: &mut Report<'_>) {
     let mut ids = HashMap::new();
     let mut computation_names = HashSet::new();
-    let mut instruction_names = HashMap::with_capacity(module.instruction_count());
+    let mut instruction_names = HashMap::new();
+    let repeated = may_repeat(module.instruction_count(), module.computations().flat_map(|(_, c)| names(c)));
     for (id, computation) in module.computations() {
         if let Some(other) = ids.insert(computation.wire_id, &computation.name) {
             let message = format!("its id {} is that of %{other} too", computation.wire_id);
@@ -23,7 +25,7 @@ pub(super) fn check_module(module: &Module, report: &mut Report<'_>) {
         if !computation_names.insert(computation.name.as_str()) {
             report.computation(Rule::DuplicateComputationName, computation, "another computation has its name".into());
         }
-        for (local, instruction) in computation.instructions() {
+        for (local, instruction) in computation.instructions().filter(|_| repeated) {
             if let Some(other) = instruction_names.insert(instruction.name.as_str(), (id, local))
                 && other != (id, local)
             {
@@ -36,7 +38,21 @@ pub(super) fn check_module(module: &Module, report: &mut Report<'_>) {
     check_calls(module, report);
 }
 
+fn names(computation: &Computation) -> impl Iterator<Item = &str> {
+    computation.instructions().map(|(_, i)| i.name.as_str())
+}
+
+/// Whether one of `count` values may stand there twice: `false` is certain.
+///
+/// A set of hashes takes a third of the memory of a table of values, and next to no module has a value twice.
+fn may_repeat(count: usize, mut values: impl Iterator<Item = impl Hash>) -> bool {
+    let keys = RandomState::new();
+    let mut hashes = HashSet::with_capacity_and_hasher(count, BuildHasherDefault::<Hashed>::default());
+    !values.all(|value| hashes.insert(keys.hash_one(value)))
+}
+
 fn check_calls(module: &Module, report: &mut Report<'_>) {
+    let callees: Vec<Vec<ComputationId>> = module.arena.iter().map(callees).collect();
     let mut positions: Positions = vec![None; module.arena.len()];
     for (position, id) in module.order().iter().enumerate() {
         if let Some(slot) = positions.get_mut(id.index()) {
@@ -47,10 +63,14 @@ fn check_calls(module: &Module, report: &mut Report<'_>) {
     if position(module.entry()).is_none() {
         report.whole(Rule::MissingComputation, "the entry computation is not part of the module's order".into());
     }
-    let recursive = recursive_computations(module);
+    let recursive = recursive_computations(module, &callees);
     for (id, computation) in module.computations() {
         if recursive.contains(&id) {
             report.computation(Rule::Recursion, computation, "it calls itself, directly or through others".into());
+        }
+        let in_order = |&c: &ComputationId| position(c).is_some() && (c == id || position(c) <= position(id));
+        if callees.get(id.index()).is_some_and(|all| all.iter().all(in_order)) {
+            continue;
         }
         for (_, instruction) in computation.instructions() {
             if instruction.called.iter().any(|&c| position(c).is_none()) {
@@ -66,21 +86,23 @@ fn check_calls(module: &Module, report: &mut Report<'_>) {
     }
 }
 
-/// Of every cycle of calls a computation that lies on it.
-fn recursive_computations(module: &Module) -> HashSet<ComputationId> {
+/// The computations that a computation calls, each once.
+fn callees(computation: &Computation) -> Vec<ComputationId> {
+    let mut called: Vec<_> = computation.instructions().flat_map(|(_, i)| i.called.iter().copied()).collect();
+    called.sort_unstable();
+    called.dedup();
+    called
+}
+
+/// Of every cycle of calls a computation that lies on it; `callees` are those of each, by its index.
+fn recursive_computations(module: &Module, callees: &[Vec<ComputationId>]) -> HashSet<ComputationId> {
     #[derive(Clone, Copy, PartialEq)]
     enum Mark {
         New,
         Open,
         Done,
     }
-    let callees = |id: ComputationId| {
-        let instructions = module.computation(id).into_iter().flat_map(Computation::instructions);
-        let mut called: Vec<_> = instructions.flat_map(|(_, i)| i.called.iter().copied()).collect();
-        called.sort_unstable();
-        called.dedup();
-        called
-    };
+    let callees = |id: ComputationId| callees.get(id.index()).cloned().unwrap_or_default();
     let mut marks = vec![Mark::New; module.arena.len()];
     let mut found = HashSet::new();
     // Depth first: a call into a computation that is still open closes a cycle.
@@ -121,7 +143,8 @@ pub(super) fn check_computation(computation: &Computation, report: &mut Report<'
         report.computation(Rule::EmptyComputation, computation, "it has no instructions".into());
         return positions;
     }
-    let mut ids = HashMap::with_capacity(computation.order.len());
+    let mut ids = HashMap::new();
+    let repeated = may_repeat(computation.order.len(), computation.instructions().map(|(_, i)| i.wire_id));
     for (position, (id, instruction)) in computation.instructions().enumerate() {
         if let Some(slot) = positions.get_mut(id.index()) {
             if slot.is_some() {
@@ -131,7 +154,7 @@ pub(super) fn check_computation(computation: &Computation, report: &mut Report<'
             }
             *slot = Some(position);
         }
-        if let Some(other) = ids.insert(instruction.wire_id, instruction) {
+        if repeated && let Some(other) = ids.insert(instruction.wire_id, instruction) {
             let message = format!("its id {:#x} is that of {other} too", instruction.wire_id);
             report.instruction(Rule::DuplicateInstructionId, computation, instruction, message);
         }

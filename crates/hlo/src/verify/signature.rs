@@ -4,11 +4,11 @@ use std::collections::HashSet;
 
 use super::{Report, Rule};
 use crate::ir::shape::{Brief, compatible};
-use crate::ir::{Computation, Instruction, Module, Opcode, Shape};
+use crate::ir::{Computation, Instruction, InstructionId, Module, Shape};
 use crate::proto::{ProgramShapeProto, ShapeProto};
 
-pub(super) fn check_computation(computation: &Computation, report: &mut Report<'_>) {
-    let parameters = parameters(computation);
+pub(super) fn check_computation(computation: &Computation, parameters: &[InstructionId], report: &mut Report<'_>) {
+    let parameters = instructions(computation, parameters);
     for (expected, parameter) in (0i64..).zip(&parameters) {
         let number = parameter.attributes.parameter_number;
         if number != expected {
@@ -26,10 +26,10 @@ pub(super) fn check_computation(computation: &Computation, report: &mut Report<'
     }
 }
 
-pub(super) fn check_entry(module: &Module, report: &mut Report<'_>) {
+pub(super) fn check_entry(module: &Module, parameters: &[InstructionId], report: &mut Report<'_>) {
     let entry = module.entry_computation();
     let Some(root) = entry.root_instruction() else { return };
-    let parameters = parameters(entry);
+    let parameters = instructions(entry, parameters);
     let stated = module.header.host_program_shape.as_option();
     if let Some(message) = stale(stated, &parameters, &root.shape) {
         report.whole(Rule::HostProgramShape, format!("the module's `host_program_shape` {message}"));
@@ -40,12 +40,8 @@ pub(super) fn check_entry(module: &Module, report: &mut Report<'_>) {
     check_aliases(module, &parameters, &root.shape, report);
 }
 
-/// In order of their numbers, which may have gaps and repetitions.
-fn parameters(computation: &Computation) -> Vec<&Instruction> {
-    let mut parameters: Vec<_> =
-        computation.instructions().map(|(_, i)| i).filter(|i| i.opcode == Opcode::Parameter).collect();
-    parameters.sort_by_key(|p| p.attributes.parameter_number);
-    parameters
+fn instructions<'a>(computation: &'a Computation, ids: &[InstructionId]) -> Vec<&'a Instruction> {
+    ids.iter().filter_map(|&id| computation.get(id)).collect()
 }
 
 /// What of a signature disagrees with parameters and root; layouts may differ.

@@ -228,13 +228,13 @@ const CASES: &[(Rule, Edit, &str)] = &[
     ),
     (
         Rule::InvalidShape,
-        |m| m.at("large").shape.0.is_dynamic_dimension = vec![false; 2],
+        |m| m.at("large").shape.proto_mut().is_dynamic_dimension = vec![false; 2],
         "pred[] is no array shape: dimensions []",
     ),
-    (Rule::MissingLayout, |m| m.at("large").shape.0.layout = Default::default(), "pred[] has no layout"),
+    (Rule::MissingLayout, |m| m.at("large").shape.proto_mut().layout = Default::default(), "pred[] has no layout"),
     (
         Rule::InvalidLayout,
-        |m| m.at("double").shape.0.layout.get_or_insert_default().minor_to_major = vec![1, 1],
+        |m| m.at("double").shape.proto_mut().layout.get_or_insert_default().minor_to_major = vec![1, 1],
         "[1, 1], no order of 2 dimensions",
     ),
     (
@@ -335,7 +335,7 @@ fn one_run_reports_every_violation_and_says_how_many_it_leaves_out() {
     let mut count = 0;
     for computation in &mut module.arena {
         for instruction in computation.arena.iter_mut().filter(|i| i.shape.is_array()) {
-            instruction.shape.0.layout = Default::default();
+            instruction.shape.proto_mut().layout = Default::default();
             count += 1;
         }
     }
