@@ -64,8 +64,10 @@ pub fn infer(
 ///
 /// The verifier compares thousands of them with what is stated; nothing is copied for that.
 pub(crate) enum Inferred<'a> {
-    /// That of an operand, of an element of one, or the stated one.
-    Same(&'a ShapeProto),
+    /// That of an operand, or the stated one.
+    Same(&'a Shape),
+    /// That of an element of an operand.
+    Element(&'a ShapeProto),
     /// A tuple of those.
     Tuple(Vec<&'a ShapeProto>),
     /// Another one.
@@ -75,7 +77,8 @@ pub(crate) enum Inferred<'a> {
 impl Inferred<'_> {
     fn into_shape(self) -> Shape {
         match self {
-            Self::Same(shape) => Shape::from(shape.clone()),
+            Self::Same(shape) => shape.clone(),
+            Self::Element(shape) => Shape::from(shape.clone()),
             Self::Tuple(elements) => Shape::tuple(elements.into_iter().cloned().map(Shape::from).collect()),
             Self::New(shape) => shape,
         }
@@ -84,7 +87,8 @@ impl Inferred<'_> {
     /// Whether `stated` is this shape, layouts aside.
     pub(crate) fn is_compatible(&self, stated: &Shape) -> bool {
         match self {
-            Self::Same(shape) => compatible(shape, &stated.0),
+            Self::Same(shape) => shape.is_compatible(stated),
+            Self::Element(shape) => compatible(shape, &stated.0),
             Self::Tuple(elements) => {
                 let stated_elements = &stated.0.tuple_shapes;
                 stated.is_tuple()
@@ -99,7 +103,8 @@ impl Inferred<'_> {
 impl fmt::Display for Inferred<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Same(shape) => write!(f, "{}", Brief(shape)),
+            Self::Same(shape) => write!(f, "{}", Brief(&shape.0)),
+            Self::Element(shape) => write!(f, "{}", Brief(shape)),
             Self::Tuple(elements) => {
                 f.write_str("(")?;
                 for (i, element) in elements.iter().take(SPELLED_OPERANDS).enumerate() {
@@ -136,12 +141,12 @@ pub(crate) fn inferred<'a>(
         (Opcode::GetTupleElement, [tuple]) => {
             let index = usize::try_from(attributes.tuple_index).ok();
             let element = index.and_then(|i| tuple.0.tuple_shapes.get(i));
-            Same(element.ok_or_else(|| fail(format!("it has no element {}", attributes.tuple_index)))?)
+            Inferred::Element(element.ok_or_else(|| fail(format!("it has no element {}", attributes.tuple_index)))?)
         }
-        (Opcode::OptimizationBarrier, [x]) => Same(&x.0),
+        (Opcode::OptimizationBarrier, [x]) => Same(x),
         (Opcode::Convert | Opcode::Broadcast | Opcode::Reshape, [x]) if stated.is_array() && x.is_array() => {
             check_reshaping(opcode, x, attributes, stated).map_err(fail)?;
-            Same(&stated.0)
+            Same(stated)
         }
         (Opcode::Compare, [x, y]) => {
             if !x.same_array(y) {
@@ -164,7 +169,7 @@ pub(crate) fn inferred<'a>(
             if !x.same_array(y) {
                 return Err(fail("both arms must have one element type and the same dimensions".into()));
             }
-            Same(&x.0)
+            Same(x)
         }
         (Opcode::Clamp, [low, x, high]) => {
             for bound in [low, high] {
@@ -173,7 +178,7 @@ pub(crate) fn inferred<'a>(
                     return Err(fail("the bounds must be scalars or of the operand's shape".into()));
                 }
             }
-            Same(&x.0)
+            Same(x)
         }
         (Opcode::Real | Opcode::Imag | Opcode::Abs, [x])
             if matches!(x.element_type(), PrimitiveType::C64 | PrimitiveType::C128) =>
@@ -186,13 +191,13 @@ pub(crate) fn inferred<'a>(
             if !x.is_array() && op != Opcode::Copy {
                 return Err(fail("the operand must be an array".into()));
             }
-            Same(&x.0)
+            Same(x)
         }
         (op, [x, y]) if op.is_elementwise_binary() => {
             if !x.same_array(y) {
                 return Err(fail("both operands must have one element type and the same dimensions".into()));
             }
-            Same(&x.0)
+            Same(x)
         }
         (Opcode::Iota, []) if stated.is_array() => {
             let counted = match attributes.dimensions.as_slice() {
@@ -203,13 +208,13 @@ pub(crate) fn inferred<'a>(
                 let dimensions = &attributes.dimensions;
                 return Err(fail(format!("`dimensions` {dimensions:?} must name one dimension of {stated}")));
             }
-            Same(&stated.0)
+            Same(stated)
         }
         (Opcode::Slice, [x]) => New(slice(x, attributes).map_err(fail)?),
         (Opcode::Concatenate, [first, rest @ ..]) => New(concatenate(first, rest, attributes).map_err(fail)?),
         (Opcode::Reduce, _) => New(reduce(operands, attributes).map_err(fail)?),
         (Opcode::Transpose, [x]) => New(transpose(x, attributes, stated).map_err(fail)?),
-        (Opcode::AllReduce, [x]) => Same(&x.0),
+        (Opcode::AllReduce, [x]) => Same(x),
         (Opcode::AllReduce, xs) => Inferred::Tuple(xs.iter().map(|s| s.0.as_ref()).collect()),
         _ => return Ok(None),
     };

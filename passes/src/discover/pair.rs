@@ -29,52 +29,58 @@ pub(super) struct Pair {
 /// The cheapest path from an input to an output along which a state is carried.
 #[derive(Debug, Clone, Default)]
 pub(super) struct CarryPaths {
-    /// Cost per reachable input node, in quarters.
-    costs: BTreeMap<NodeId, u32>,
-    /// The next node towards the output.
-    towards: HashMap<NodeId, Option<NodeId>>,
+    /// Cost per reachable input node, in quarters; by input.
+    costs: Vec<(NodeId, u32)>,
+    /// For each node on a path, by node, the next one towards the output.
+    towards: Vec<(NodeId, Option<NodeId>)>,
 }
 
 impl CarryPaths {
     /// Cheapest paths from every input to `output`.
     pub(super) fn to(graph: &Graph<'_>, output: NodeId) -> Self {
         let dims = graph.dims(output);
-        let mut best = HashMap::from([(output, 0u32)]);
-        let mut paths = Self::default();
-        paths.towards.insert(output, None);
+        let mut best = HashMap::from([(output, (0u32, None))]);
+        let mut costs = Vec::new();
         let mut queue = BinaryHeap::from([Reverse((0u32, output))]);
         while let Some(Reverse((cost, id))) = queue.pop() {
-            if best.get(&id).is_some_and(|&b| b < cost) {
+            if best.get(&id).is_some_and(|&(b, _)| b < cost) {
                 continue;
             }
             if graph.is(id, Opcode::Parameter) {
-                paths.costs.insert(id, cost);
+                costs.push((id, cost));
                 continue;
             }
             steps_back(graph, id, |dep, weight| {
                 let total = cost.saturating_add(weight);
-                if graph.dims(dep) == dims && best.get(&dep).is_none_or(|&b| total < b) {
-                    best.insert(dep, total);
-                    paths.towards.insert(dep, Some(id));
+                if graph.dims(dep) == dims && best.get(&dep).is_none_or(|&(b, _)| total < b) {
+                    best.insert(dep, (total, Some(id)));
                     queue.push(Reverse((total, dep)));
                 }
             });
         }
-        paths
+        let mut towards: Vec<_> = best.into_iter().map(|(id, (_, next))| (id, next)).collect();
+        towards.sort_unstable();
+        costs.sort_unstable();
+        Self { costs, towards }
+    }
+
+    fn cost(&self, input: NodeId) -> Option<u32> {
+        let at = self.costs.binary_search_by_key(&input, |&(id, _)| id).ok()?;
+        self.costs.get(at).map(|&(_, cost)| cost)
     }
 
     pub(super) fn reaches(&self, input: NodeId) -> bool {
-        self.costs.contains_key(&input)
+        self.cost(input).is_some()
     }
 
     /// Whether `input` is carried by additions, uniform factors and choices alone.
     pub(super) fn carries_linearly(&self, input: NodeId) -> bool {
-        self.costs.get(&input).is_some_and(|&c| c < 32)
+        self.cost(input).is_some_and(|c| c < 32)
     }
 
     /// Inputs with a path, with their cost.
     pub(super) fn inputs(&self) -> impl Iterator<Item = (NodeId, u32)> + '_ {
-        self.costs.iter().map(|(&n, &c)| (n, c))
+        self.costs.iter().copied()
     }
 
     /// The nodes from `input` to the output, both included; empty where there is no path.
@@ -83,7 +89,8 @@ impl CarryPaths {
         let mut at = self.reaches(input).then_some(input);
         while let Some(id) = at {
             path.push(id);
-            at = self.towards.get(&id).copied().flatten();
+            let next = self.towards.binary_search_by_key(&id, |&(id, _)| id).ok();
+            at = next.and_then(|k| self.towards.get(k)).and_then(|&(_, next)| next);
         }
         path
     }

@@ -197,14 +197,21 @@ pub(super) fn assign(flow: &Flow<'_, '_>, carry: &[CarryPaths]) -> Roles {
         updated[state.new] |= carry.get(state.pair.output).is_some_and(|c| c.carries_linearly(state.old));
     }
     let sources: Vec<NodeId> = flow.floats.iter().map(|s| s.old).collect();
-    let before = Reach::new(graph, &sources, |_, dep| !updated[dep]);
     let succeeded: BTreeSet<usize> = flow.states.iter().map(|s| s.pair.output).collect();
-    let mut free: Vec<(bool, usize, bool, usize, Row)> = graph
-        .outputs
-        .iter()
-        .enumerate()
-        .filter(|&(k, &o)| !succeeded.contains(&k) && flow.tainted[o])
-        .map(|(k, &o)| (k, o, before.row(o).to_vec()))
+    let outputs = graph.outputs.iter().copied().enumerate();
+    let free: Vec<(usize, NodeId)> = outputs.filter(|&(k, o)| !succeeded.contains(&k) && flow.tainted[o]).collect();
+    // Most of a step comes after its loss: only what these outputs are computed from is of interest.
+    let mut read = NodeMap::new(graph, false);
+    free.iter().for_each(|&(_, o)| read[o] = true);
+    for id in graph.ids().rev() {
+        if read[id] {
+            graph.deps(id).iter().for_each(|&d| read[d] = true);
+        }
+    }
+    let before = Reach::new(graph, &sources, |user, dep| read[user] && !updated[dep]);
+    let mut free: Vec<(bool, usize, bool, usize, Row)> = free
+        .into_iter()
+        .map(|(k, o)| (k, o, before.row(o).to_vec()))
         .filter(|(_, _, row)| row.iter().any(|&w| w != 0))
         .map(|(k, o, row)| {
             let size = bits(&row).count();

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use crate::infer::{InferError, infer};
-use crate::ir::{Computation, ComputationId, Instruction, InstructionId, Module, Opcode, Shape};
+use crate::ir::{Computation, ComputationId, Instruction, InstructionId, Module, Opcode, Shape, no_attributes};
 use crate::proto::{HloInstructionProto, OpMetadata, PrimitiveType, ProgramShapeProto};
 
 mod ops;
@@ -56,14 +56,15 @@ pub struct Builder<'m> {
     module: &'m mut Module,
     computation: ComputationId,
     scope: String,
-    op_name: String,
+    /// The attributes of instructions that have no others than their `op_name`: those of one scope share them.
+    plain: Arc<HloInstructionProto>,
     next_name: Option<String>,
 }
 
 impl<'m> Builder<'m> {
     /// A builder at the end of `computation`.
     pub fn new(module: &'m mut Module, computation: ComputationId) -> Self {
-        Self { module, computation, scope: String::new(), op_name: String::new(), next_name: None }
+        Self { module, computation, scope: String::new(), plain: no_attributes(), next_name: None }
     }
 
     /// A builder at the end of the entry computation.
@@ -86,7 +87,13 @@ impl<'m> Builder<'m> {
     /// Names what follows: instructions are called `scope.opcode`, and carry `op_name` as metadata.
     pub fn set_scope(&mut self, scope: &str, op_name: &str) {
         self.scope = sanitize(scope);
-        op_name.clone_into(&mut self.op_name);
+        self.plain = match op_name {
+            "" => no_attributes(),
+            _ => {
+                let metadata = OpMetadata { op_name: op_name.to_owned(), ..Default::default() };
+                Arc::new(HloInstructionProto { metadata: metadata.into(), ..Default::default() })
+            }
+        };
     }
 
     /// Names the next instruction, instead of `scope.opcode`.
@@ -127,7 +134,12 @@ impl<'m> Builder<'m> {
     ///
     /// Where it does not follow, or no shape fits.
     pub fn emit(&mut self, opcode: Opcode, operands: &[InstructionId]) -> Built {
-        self.emit_with(opcode, operands, Shape::default(), HloInstructionProto::default(), Vec::new())
+        self.emit_plain(opcode, operands, Shape::default())
+    }
+
+    /// Any operation without attributes, with a stated shape.
+    fn emit_plain(&mut self, opcode: Opcode, operands: &[InstructionId], stated: Shape) -> Built {
+        self.push(opcode, operands, stated, Arc::clone(&self.plain), Vec::new())
     }
 
     /// Any operation, with a stated shape, attributes and called computations.
@@ -145,22 +157,33 @@ impl<'m> Builder<'m> {
         mut attributes: HloInstructionProto,
         called: Vec<ComputationId>,
     ) -> Built {
+        if self.plain.metadata.is_set() {
+            attributes.metadata = self.plain.metadata.clone();
+        }
+        self.push(opcode, operands, stated, Arc::new(attributes), called)
+    }
+
+    fn push(
+        &mut self,
+        opcode: Opcode,
+        operands: &[InstructionId],
+        stated: Shape,
+        attributes: Arc<HloInstructionProto>,
+        called: Vec<ComputationId>,
+    ) -> Built {
         let shapes = operands.iter().map(|&x| self.shape(x)).collect::<Result<Vec<_>, _>>()?;
         let shape = match infer(opcode, &shapes, &attributes, &stated)? {
             Some(shape) => shape,
             None if stated != Shape::default() => stated,
             None => return Err(BuildError::NotInferable { opcode }),
         };
-        if !self.op_name.is_empty() {
-            attributes.metadata = OpMetadata { op_name: self.op_name.clone(), ..Default::default() }.into();
-        }
         let name = match self.next_name.take() {
             Some(name) => name,
             None if self.scope.is_empty() => opcode.name().to_owned(),
             None => format!("{}.{}", self.scope, opcode.name()),
         };
         let mut instruction = Instruction::new(name, opcode, shape, operands.to_vec());
-        instruction.attributes = Arc::new(attributes);
+        instruction.attributes = attributes;
         instruction.called = called;
         let computation = self.computation;
         self.module.push_instruction(computation, instruction).ok_or_else(|| BuildError::NoSuch {

@@ -182,7 +182,7 @@ impl Builder<'_> {
             return Ok(x);
         }
         let stated = shape.with_element_type(element_type);
-        self.emit_with(Opcode::Convert, &[x], stated, HloInstructionProto::default(), Vec::new())
+        self.emit_plain(Opcode::Convert, &[x], stated)
     }
 
     /// A scalar spread over the dimensions and the layout of `like`; the element type stays the scalar's.
@@ -196,7 +196,7 @@ impl Builder<'_> {
         if stated.rank() == 0 {
             return Ok(x);
         }
-        self.emit_with(Opcode::Broadcast, &[x], stated, HloInstructionProto::default(), Vec::new())
+        self.emit_plain(Opcode::Broadcast, &[x], stated)
     }
 
     /// A scalar spread over a vector of `length` elements.
@@ -206,7 +206,7 @@ impl Builder<'_> {
     /// Where `x` is no scalar.
     pub fn broadcast_to_vector(&mut self, x: InstructionId, length: i64) -> Built {
         let stated = Shape::array(self.shape(x)?.element_type(), &[length]);
-        self.emit_with(Opcode::Broadcast, &[x], stated, HloInstructionProto::default(), Vec::new())
+        self.emit_plain(Opcode::Broadcast, &[x], stated)
     }
 
     /// The same elements in other dimensions.
@@ -216,7 +216,7 @@ impl Builder<'_> {
     /// Where the number of elements changes.
     pub fn reshape(&mut self, x: InstructionId, dims: &[i64]) -> Built {
         let stated = Shape::array(self.shape(x)?.element_type(), dims);
-        self.emit_with(Opcode::Reshape, &[x], stated, HloInstructionProto::default(), Vec::new())
+        self.emit_plain(Opcode::Reshape, &[x], stated)
     }
 
     /// Elements `start..limit` of a vector.

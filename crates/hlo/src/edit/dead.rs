@@ -130,7 +130,8 @@ mod tests {
         b.named("caller").emit_with(Opcode::Call, &[x], scalar.clone(), plain(), vec![loud]).unwrap();
         let channel = HloInstructionProto { channel_id: 1, ..Default::default() };
         b.named("reduced").emit_with(Opcode::AllReduce, &[x], scalar.clone(), channel, vec![loud]).unwrap();
-        let token = Shape::from(crate::proto::ShapeProto { element_type: PrimitiveType::TOKEN.into(), ..Default::default() });
+        let token =
+            Shape::from(crate::proto::ShapeProto { element_type: PrimitiveType::TOKEN.into(), ..Default::default() });
         b.named("token").emit_with(Opcode::AfterAll, &[], token, plain(), vec![]).unwrap();
         b.set_root(read).unwrap();
         let entry = module.entry();

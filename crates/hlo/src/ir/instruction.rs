@@ -57,7 +57,10 @@ pub struct Instruction {
 }
 
 /// The attributes of instructions that have none.
-static NO_ATTRIBUTES: LazyLock<Arc<HloInstructionProto>> = LazyLock::new(Arc::default);
+pub(crate) fn no_attributes() -> Arc<HloInstructionProto> {
+    static NONE: LazyLock<Arc<HloInstructionProto>> = LazyLock::new(Arc::default);
+    Arc::clone(&NONE)
+}
 
 impl Instruction {
     /// An instruction with no attributes; its wire id is given when it joins a computation.
@@ -70,7 +73,7 @@ impl Instruction {
             operands,
             control_predecessors: Vec::new(),
             called: Vec::new(),
-            attributes: Arc::clone(&NO_ATTRIBUTES),
+            attributes: no_attributes(),
             wire_id: 0,
         }
     }

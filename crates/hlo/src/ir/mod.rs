@@ -25,6 +25,7 @@ mod names;
 mod opcode;
 pub(crate) mod shape;
 
+pub(crate) use instruction::no_attributes;
 pub use instruction::{Computation, ComputationId, Instruction, InstructionId};
 pub(crate) use names::{Hashed, Names};
 

@@ -284,6 +284,10 @@ impl Shape {
     /// The same shape with another element type (dimensions and layout stay).
     #[must_use]
     pub fn with_element_type(&self, element_type: PrimitiveType) -> Self {
+        let whole = self.0.layout.as_option().is_none_or(|l| l.element_size_in_bits == 0);
+        if whole && self.0.element_type.as_known() == Some(element_type) {
+            return self.clone();
+        }
         let mut proto = self.to_proto();
         proto.element_type = element_type.into();
         if let Some(layout) = proto.layout.as_option_mut() {

@@ -7,7 +7,7 @@ use super::{Report, Rule};
 use crate::ir::{Computation, ComputationId, Hashed, Instruction, InstructionId, Module};
 
 /// Position of each arena index in an order; `None` where it is not part of it.
-pub(super) type Positions = Vec<Option<usize>>;
+pub(super) type Positions = Vec<Option<u32>>;
 
 /// XLA keeps local ids in 31 bits and takes the largest one plus one.
 const LARGEST_LOCAL_ID: i64 = 0x7fff_fffe;
@@ -53,7 +53,7 @@ fn may_repeat(count: usize, mut values: impl Iterator<Item = impl Hash>) -> bool
 
 fn check_calls(module: &Module, report: &mut Report<'_>) {
     let callees: Vec<Vec<ComputationId>> = module.arena.iter().map(callees).collect();
-    let mut positions: Positions = vec![None; module.arena.len()];
+    let mut positions = vec![None; module.arena.len()];
     for (position, id) in module.order().iter().enumerate() {
         if let Some(slot) = positions.get_mut(id.index()) {
             *slot = Some(position);
@@ -145,7 +145,7 @@ pub(super) fn check_computation(computation: &Computation, report: &mut Report<'
     }
     let mut ids = HashMap::new();
     let repeated = may_repeat(computation.order.len(), computation.instructions().map(|(_, i)| i.wire_id));
-    for (position, (id, instruction)) in computation.instructions().enumerate() {
+    for (position, (id, instruction)) in (0u32..).zip(computation.instructions()) {
         if let Some(slot) = positions.get_mut(id.index()) {
             if slot.is_some() {
                 let message = "it stands twice in the computation's order".into();
@@ -167,7 +167,7 @@ pub(super) fn check_computation(computation: &Computation, report: &mut Report<'
     if !matches!(positions.get(computation.root.index()), Some(Some(_))) {
         report.computation(Rule::MissingRoot, computation, "its root is not one of its instructions".into());
     }
-    for (position, (_, instruction)) in computation.instructions().enumerate() {
+    for (position, (_, instruction)) in (0u32..).zip(computation.instructions()) {
         check_operands(computation, instruction, position, &positions, report);
     }
     positions
@@ -176,7 +176,7 @@ pub(super) fn check_computation(computation: &Computation, report: &mut Report<'
 fn check_operands(
     computation: &Computation,
     instruction: &Instruction,
-    position: usize,
+    position: u32,
     positions: &Positions,
     report: &mut Report<'_>,
 ) {
