@@ -161,7 +161,7 @@ mod tests {
         let row = Shape::array(T::F32, &[2, 3]);
         check(&row, f32s(), "{ { 0, 1, 2 }, { 3, 4, 5 } }");
         let mut column = row.clone();
-        column.0.layout.get_or_insert_default().minor_to_major = vec![0, 1];
+        column.proto_mut().layout.get_or_insert_default().minor_to_major = vec![0, 1];
         check(&column, f32s(), "{ { 0, 2, 4 }, { 1, 3, 5 } }");
         check(&Shape::array(T::F32, &[2, 0]), LiteralProto::default(), "{ {}, {} }");
         check(&Shape::array(T::F32, &[5]), f32s(), "?");

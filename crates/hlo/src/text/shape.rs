@@ -116,9 +116,9 @@ mod tests {
     fn layouts_are_printed_as_asked() {
         let row = Shape::array(PrimitiveType::F32, &[2, 3]);
         let mut column = row.clone();
-        column.0.layout.get_or_insert_default().minor_to_major = vec![0, 1];
+        column.proto_mut().layout.get_or_insert_default().minor_to_major = vec![0, 1];
         let mut tiled = row.clone();
-        let layout = tiled.0.layout.get_or_insert_default();
+        let layout = tiled.proto_mut().layout.get_or_insert_default();
         layout.tiles =
             [[8, i64::MIN], [2, 1]].map(|d| TileProto { dimensions: d.to_vec(), ..Default::default() }).into();
         layout.memory_space = 1;
