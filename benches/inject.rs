@@ -2,7 +2,7 @@
 //!
 //! `cargo bench --bench inject [-- BUNDLE...]`; both variants of `models/gpt2-small` if none is given. Promised: below
 //! 150 ms for 12 layers, and at most 12 times that for 120; `python -m entropic_export.bundles gpt2-small --layers 120
-//! --out DIR` makes a bundle of 120 (see models/README.md): give both, since the time of every bundle over that of the first
+//! --out DIR` makes a bundle of 120 (see models/README.md). Give both: the time of every bundle over that of the first
 //! one is measured as well, in turns.
 
 mod support;

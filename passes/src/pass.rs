@@ -1,7 +1,7 @@
 //! Passes and the pipeline that runs them.
 //!
-//! The pipeline verifies the module before the first pass and after each pass
-//! that changed something, and every failure says which pass it belongs to.
+//! The pipeline verifies the module before the first pass and after the last, and
+//! every failure says which pass it belongs to (see [`Pipeline::run`]).
 //! Passes get all their settings at construction and hand values to later
 //! passes through a [`Context`] only.
 
@@ -42,7 +42,7 @@ pub trait Pass {
 }
 
 /// What passes hand to those after them.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Context {
     /// The train step, once found.
     pub step: Option<TrainStep>,
@@ -253,6 +253,10 @@ impl Pipeline {
 
     /// Runs all passes; `observe` sees the module after each, with the pass's name and whether it changed anything.
     ///
+    /// The module is verified before the first pass and after the last. Where that fails, or a pass does, all passes run
+    /// once more on the module as it was, which is verified after each: so a failure is put down to the pass that it
+    /// belongs to, and a module without failures, which is most of them, is not read a dozen times.
+    ///
     /// # Errors
     ///
     /// Where the module is invalid, or a pass refuses.
@@ -263,13 +267,37 @@ impl Pipeline {
         observe: &mut dyn FnMut(&'static str, Changed, &Module),
     ) -> Result<Changed, PipelineError> {
         verify(module, || "before the first pass".to_owned())?;
+        let before = (module.clone(), context.clone());
+        let ran = self.run_all(module, context, observe, |_, _| Ok(()));
+        let ran = ran.and_then(|changed| {
+            if changed == Changed::Yes {
+                verify(module, || "after the last pass".to_owned())?;
+            }
+            Ok(changed)
+        });
+        ran.map_err(|error| {
+            let (mut module, mut context) = before;
+            let again = self.run_all(&mut module, &mut context, &mut |_, _, _| {}, |pass, module| {
+                verify(module, || format!("after `{pass}`"))
+            });
+            again.err().unwrap_or(error)
+        })
+    }
+
+    fn run_all(
+        &self,
+        module: &mut Module,
+        context: &mut Context,
+        observe: &mut dyn FnMut(&'static str, Changed, &Module),
+        check: impl Fn(&'static str, &Module) -> Result<(), PipelineError>,
+    ) -> Result<Changed, PipelineError> {
         let mut any = Changed::No;
         for pass in &self.passes {
             let name = pass.name();
             let changed = pass.run(module, context).map_err(|source| PipelineError::Failed { pass: name, source })?;
             if changed == Changed::Yes {
                 any = Changed::Yes;
-                verify(module, || format!("after `{name}`"))?;
+                check(name, module)?;
             }
             observe(name, changed, module);
         }
@@ -279,4 +307,74 @@ impl Pipeline {
 
 fn verify(module: &Module, when: impl FnOnce() -> String) -> Result<(), PipelineError> {
     hlo::verify::verify(module).map_err(|source| PipelineError::Invalid { when: when(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use hlo::build::Builder;
+    use hlo::{PrimitiveType, Shape};
+
+    use super::*;
+
+    /// Does nothing, or gives two instructions one name.
+    struct Named(&'static str, bool);
+
+    impl Pass for Named {
+        fn name(&self) -> &'static str {
+            self.0
+        }
+
+        fn run(&self, module: &mut Module, _: &mut Context) -> Result<Changed, PassError> {
+            if self.1 {
+                let entry = module.entry_computation_mut();
+                let parameters = entry.parameters();
+                let name = entry.get(parameters[0]).unwrap().name.clone();
+                entry.get_mut(parameters[1]).unwrap().name = name;
+            }
+            Ok(Changed::Yes)
+        }
+    }
+
+    struct Refuses;
+
+    impl Pass for Refuses {
+        fn name(&self) -> &'static str {
+            "refuses"
+        }
+
+        fn run(&self, _: &mut Module, _: &mut Context) -> Result<Changed, PassError> {
+            Err(PassError::Needs { pass: "another" })
+        }
+    }
+
+    fn module() -> Module {
+        let mut module = Module::new("two");
+        let mut b = Builder::at_entry(&mut module);
+        let x = b.parameter("x", Shape::scalar(PrimitiveType::F32)).unwrap();
+        let y = b.parameter("y", Shape::scalar(PrimitiveType::F32)).unwrap();
+        module.set_outputs(&[x, y]).unwrap();
+        module
+    }
+
+    fn failure(pipeline: &Pipeline) -> String {
+        pipeline.run(&mut module(), &mut Context::default(), &mut |_, _, _| {}).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_broken_module_is_put_down_to_the_pass_that_broke_it() {
+        let pipeline = || Pipeline::new().with(Named("first", false)).with(Named("breaks", true));
+        assert_eq!(failure(&pipeline().with(Named("last", false))), "the module is invalid after `breaks`");
+        assert_eq!(failure(&pipeline().with(Refuses)), "the module is invalid after `breaks`");
+        let refused = failure(&Pipeline::new().with(Named("first", false)).with(Refuses));
+        assert!(refused.starts_with("refuses: it needs the results of `another`"), "{refused}");
+    }
+
+    #[test]
+    fn a_module_that_is_invalid_from_the_start_is_no_pass_s_fault() {
+        let mut module = module();
+        Named("breaks", true).run(&mut module, &mut Context::default()).unwrap();
+        let ran =
+            Pipeline::new().with(Named("first", false)).run(&mut module, &mut Context::default(), &mut |_, _, _| {});
+        assert_eq!(ran.unwrap_err().to_string(), "the module is invalid before the first pass");
+    }
 }

@@ -497,3 +497,25 @@ fn groups(flow: &Flow<'_, '_>, candidates: &BTreeSet<usize>, roles: &mut Roles) 
 fn is_tensor(flow: &Flow<'_, '_>, state: usize) -> bool {
     flow.floats.get(state).is_some_and(|s| !flow.graph.is_scalar(s.old))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_relation_turns_round_across_blocks() {
+        let count = 150usize;
+        let related = |a: usize, b: usize| (a * 37 + b * 11) % 7 < 2;
+        let rows: Vec<Row> = (0..count).map(|a| mask((0..count).filter(|&b| related(a, b)), 3)).collect();
+        let turned = transposed(&rows);
+        assert!((0..count).all(|a| (0..count).all(|b| has(&turned[b], a) == related(a, b))));
+        assert!(turned.iter().all(|row| bits(row).all(|a| a < count)));
+    }
+
+    #[test]
+    fn only_larger_sets_are_larger() {
+        let relation = Relation::new(vec![mask([0], 1), mask([0, 1], 1), mask([1, 2], 1), mask([0, 1, 2], 1)]);
+        let larger = |state| bits(relation.larger(state)).collect::<Vec<_>>();
+        assert_eq!([larger(0), larger(1), larger(2), larger(3)], [vec![1, 2, 3], vec![3], vec![3], vec![]]);
+    }
+}
