@@ -291,7 +291,7 @@ pub(crate) fn mix(x: u64) -> u64 {
 }
 
 /// Maps a random number to `0..bound` by its high bits; the bias is below `bound / 2^64`.
-fn below(random: u64, bound: u64) -> u64 {
+pub(crate) fn below(random: u64, bound: u64) -> u64 {
     ((u128::from(random) * u128::from(bound)) >> 64) as u64
 }
 

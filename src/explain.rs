@@ -162,6 +162,9 @@ fn tell(
     let loss = record.loss.map_or("not finite".to_owned(), |loss| format!("{loss:.4} {}", run.loss_unit));
     let outcome = if control.gate.is_none() { "its update was applied" } else { "its update was refused" };
     writeln!(text, "Step {} of {}: {outcome}. Loss {loss}.\n", record.step, run.model)?;
+    if let Some(fault) = record.fault {
+        writeln!(text, "Its batch had been spoilt on purpose (--corrupt): {fault}.")?;
+    }
     why(text, policy, control)?;
     if control.gate.is_some() {
         writeln!(

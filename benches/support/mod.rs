@@ -83,6 +83,7 @@ pub fn setup(bundle: Bundle, folder: &Path) -> Result<Setup> {
         data: vec![root.join("src"), root.join("passes"), root.join("crates")],
         steps: 0,
         seed: 0,
+        corruption: None,
         plugin: "cpu".to_owned(),
         out: Some(folder.to_owned()),
     };

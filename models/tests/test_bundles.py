@@ -2,7 +2,9 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from conftest import MODELS
 from entropic_export import wire
@@ -87,7 +89,14 @@ def test_no_paths_no_custom_calls_no_large_files(name):
 
 @pytest.mark.parametrize(
     ("name", "millions"),
-    [("mlp", (0.04, 0.06)), ("gpt-nano", (0.7, 0.9)), ("gpt2-small", (124, 125)), ("gpt2-small-clip", (124, 125))],
+    [
+        ("mlp", (0.04, 0.06)),
+        ("gpt-nano", (0.7, 0.9)),
+        ("gpt-nano-spike", (0.7, 0.9)),
+        ("gpt-nano-noclip", (0.7, 0.9)),
+        ("gpt2-small", (124, 125)),
+        ("gpt2-small-clip", (124, 125)),
+    ],
 )
 def test_sizes(name, millions):
     inputs = _load(name)["inputs"]
@@ -104,10 +113,34 @@ def test_layers_option_unrolls(tmp_path):
     assert manifest["name"] == "gpt-nano-2-layers"
 
 
-def test_clip_is_the_only_difference_of_the_variants():
-    plain, clip = ({**vars(c)} for c in (gpt.GPT2_SMALL, gpt.GPT2_SMALL_CLIP))
-    assert (plain.pop("clip"), clip.pop("clip")) == (None, 1.0)
-    assert plain == clip
+def _differences(one, other):
+    return {key: (vars(one)[key], vars(other)[key]) for key in vars(one) if vars(one)[key] != vars(other)[key]}
+
+
+def test_variants_differ_in_one_thing_each():
+    assert _differences(gpt.GPT2_SMALL, gpt.GPT2_SMALL_CLIP) == {"clip": (None, 1.0)}
+    assert _differences(gpt.NANO, gpt.NANO_NOCLIP) == {"clip": (1.0, None)}
+    assert _differences(gpt.NANO, gpt.NANO_SPIKE) == {"spike": (None, gpt.Spike(start=100, steps=20, factor=30.0))}
+
+
+def test_a_spike_multiplies_the_learning_rate_in_its_steps_alone():
+    schedule = optax.constant_schedule(0.5)
+    spiked = gpt.spiked(schedule, gpt.Spike(start=3, steps=2, factor=30.0))
+    assert [float(spiked(jnp.asarray(count))) for count in range(7)] == [0.5, 0.5, 0.5, 15.0, 15.0, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("name", ["gpt-nano-spike", "gpt-nano-noclip"])
+def test_variants_of_gpt_nano_start_from_its_parameters(name, run_hlo):
+    def parameters(name):
+        manifest = _load(name)
+        values = run_hlo((MODELS / name / manifest["init"]["file"]).read_bytes(), [np.uint32(3)])
+        inputs = [manifest["inputs"][n] for n in manifest["init"]["outputs"]]
+        return {i["name"]: v for i, v in zip(inputs, values, strict=True) if i["role"] == "param"}
+
+    expected, found = parameters("gpt-nano"), parameters(name)
+    assert expected.keys() == found.keys()
+    for parameter, value in expected.items():
+        np.testing.assert_array_equal(found[parameter], value, err_msg=parameter)
 
 
 @pytest.mark.parametrize(("name", "steps"), [("mlp", 200), ("gpt-nano", 6)])

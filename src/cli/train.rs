@@ -10,7 +10,7 @@ use super::inject::read_policy;
 use super::{Outcome, print, progress::Progress, table};
 use entropic::bundle::Bundle;
 use entropic::model::Model;
-use entropic::train::{self, Ending, Options, Summary};
+use entropic::train::{self, Corruption, Ending, Options, Share, Summary};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -35,6 +35,10 @@ pub(super) struct Arguments {
     /// is given.
     #[arg(long, value_name = "FILE|default|article|monitor")]
     policy: Option<PathBuf>,
+    /// Spoil this share of the training batches, such as 0.02, to see what a policy's gates are worth: random bytes, one byte over
+    /// and over, bytes in another order, UTF-16, texts cut short, in turns. The seed says which steps; held-out data stays as it is.
+    #[arg(long, value_name = "SHARE")]
+    corrupt: Option<Share>,
     /// Folder of the run; the next free one below `runs` if none is given.
     #[arg(long, value_name = "RUN_DIR")]
     out: Option<PathBuf>,
@@ -79,6 +83,7 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<Outcome> {
         data: arguments.data,
         steps: arguments.steps,
         seed: arguments.seed,
+        corruption: arguments.corrupt.map(|share| Corruption { share, seed: u64::from(arguments.seed) }),
         plugin: arguments.plugin,
         out: arguments.out,
     };

@@ -8,6 +8,7 @@ use crate::data::Split;
 use crate::engine::{Engine, EngineError};
 
 use super::IN_FLIGHT;
+use super::corruption::{Corruption, Fault};
 use super::stepper::{Evaluator, Stepper};
 
 /// Held-out windows that an evaluation reads at most.
@@ -19,6 +20,7 @@ pub struct BatchMaker {
     engine: Engine,
     data: Data,
     dtype: Dtype,
+    corruption: Option<Corruption>,
     /// One window of text.
     window: Vec<u8>,
     /// One batch, as the device wants it.
@@ -34,9 +36,22 @@ impl BatchMaker {
             engine: engine.clone(),
             data: data.clone(),
             dtype,
+            corruption: None,
             window: vec![0; data.window],
             batch: Vec::new(),
         })
+    }
+
+    /// The same, with training batches spoilt on purpose; held-out ones stay as they are.
+    #[must_use]
+    pub fn with_corruption(self, corruption: Option<Corruption>) -> Self {
+        Self { corruption, ..self }
+    }
+
+    /// What is wrong, on purpose, with the training batch of a step.
+    #[must_use]
+    pub fn fault(&self, step: u64) -> Option<Fault> {
+        self.corruption.and_then(|corruption| corruption.fault(step))
     }
 
     /// The training batch of a step. The transfer may still be under way.
@@ -45,7 +60,13 @@ impl BatchMaker {
     ///
     /// Where the device refuses.
     pub fn training(&mut self, split: &Split, seed: u64, step: u64) -> Result<pjrt::Buffer, EngineError> {
-        self.make(|row, window| split.training_window(seed, step, row as u64, window))
+        let corruption = self.corruption;
+        self.make(|row, window| {
+            split.training_window(seed, step, row as u64, window);
+            if let Some(corruption) = corruption {
+                corruption.spoil(step, row as u64, window);
+            }
+        })
     }
 
     /// The mean loss over held-out windows: every window, or evenly spread ones where there are many. Always the same ones for the same text.

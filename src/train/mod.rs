@@ -6,6 +6,7 @@
 //! policy, data and seed.
 
 mod batch;
+mod corruption;
 mod run_folder;
 mod setup;
 mod stepper;
@@ -26,6 +27,7 @@ use crate::engine::EngineError;
 use crate::files::WriteError;
 
 pub use batch::{BatchMaker, decode_scalar};
+pub use corruption::{Corruption, Fault, Share, ShareError};
 pub use run_folder::{FORMAT_VERSION as RUN_FORMAT_VERSION, RunFolder, RunFolderError};
 pub use setup::{ControllerArray, Options, Setup, TelemetryReader, controller_arrays};
 pub use stepper::{Evaluator, Launched, Stepper};
@@ -42,6 +44,9 @@ pub struct StepRecord {
     pub loss: Option<f64>,
     /// Seconds from the first launch to the moment the host had read this step.
     pub seconds: f64,
+    /// What was wrong with the batch on purpose, where [`Options::corruption`] asks for that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<Fault>,
     /// What the controller reports, where there is one.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub control: Option<ControlRecord>,
@@ -492,12 +497,13 @@ impl Trainer {
 
     fn read(&mut self, (step, launched): (u64, Launched)) -> Result<StepRecord, TrainError> {
         let report = launched.wait()?;
-        let Setup { loss, telemetry, folder, .. } = &mut self.setup;
+        let Setup { loss, telemetry, folder, batches, .. } = &mut self.setup;
         let loss = loss
             .and_then(|(position, element_type)| decode_scalar(report.get(position)?, element_type))
             .filter(|loss| loss.is_finite());
         let control = telemetry.as_ref().map(|t| t.read(&report)).transpose()?;
-        let record = StepRecord { step, loss, seconds: self.start.elapsed().as_secs_f64(), control };
+        let (seconds, fault) = (self.start.elapsed().as_secs_f64(), batches.fault(step));
+        let record = StepRecord { step, loss, seconds, fault, control };
         if let (Some(gates), Some(control)) = (&mut self.gates, &record.control) {
             gates.count(control);
         }

@@ -2,7 +2,7 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `run.json` | what ran: model, its hash, policy, data, seed, plugin; written before the first step |
+//! | `run.json` | what ran: model, its hash, policy, data, seed, corruption, plugin; written before the first step |
 //! | `metrics.jsonl` | one JSON object per step, in order |
 //! | `summary.json` | what it came to; written when the run ends, so its absence says that it did not end in order |
 //!
@@ -17,7 +17,7 @@ use passes::Policy;
 use serde::Serialize;
 use thiserror::Error;
 
-use super::{StepRecord, Summary};
+use super::{Corruption, StepRecord, Summary};
 use crate::files::{self, WriteError};
 
 /// The version of `run.json`, `metrics.jsonl` and `summary.json`.
@@ -50,6 +50,7 @@ pub(super) struct RunDescription<'a> {
     pub(super) tensors: Vec<&'a str>,
     pub(super) seed: u32,
     pub(super) steps: u64,
+    pub(super) corruption: Option<&'a Corruption>,
     pub(super) loss_unit: &'a str,
     pub(super) data: DataDescription,
     pub(super) plugin: PluginDescription,

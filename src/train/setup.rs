@@ -12,6 +12,7 @@ use passes::{ControllerLayout, Policy, PolicyError};
 use pjrt::Buffer;
 
 use super::batch::BatchMaker;
+use super::corruption::Corruption;
 use super::run_folder::{DataDescription, FORMAT_VERSION, PluginDescription, RunDescription, RunFolder};
 use super::stepper::{Evaluator, Stepper, device};
 use super::{ControlRecord, Observer, TrainError};
@@ -34,6 +35,8 @@ pub struct Options {
     pub steps: u64,
     /// Seeds the initial state and the order of windows.
     pub seed: u32,
+    /// Training batches to spoil on purpose.
+    pub corruption: Option<Corruption>,
     /// Name or path of the plugin.
     pub plugin: String,
     /// The run's folder; the next free one below `runs` if there is none given.
@@ -140,8 +143,9 @@ impl Setup {
             }
         }
         let stepper = Stepper::new(step, manifest, state)?;
-        let batches =
-            BatchMaker::new(&engine, manifest, data).ok_or_else(|| untrainable("its batch input is missing"))?;
+        let batches = BatchMaker::new(&engine, manifest, data)
+            .ok_or_else(|| untrainable("its batch input is missing"))?
+            .with_corruption(options.corruption);
         let telemetry = manifest.controller.as_ref().and_then(|controller| {
             let is_telemetry =
                 |&output: &usize| manifest.outputs.get(output).is_some_and(|o| o.role == OutputRole::Telemetry);
@@ -165,6 +169,7 @@ impl Setup {
             tensors: telemetry.iter().flat_map(|t| &t.layout.tensors).map(|t| t.name.as_str()).collect(),
             seed: options.seed,
             steps: options.steps,
+            corruption: options.corruption.as_ref(),
             loss_unit: &data.loss_unit,
             data: DataDescription {
                 paths: options.data.iter().map(|p| p.display().to_string()).collect(),

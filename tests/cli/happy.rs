@@ -172,6 +172,34 @@ fn the_same_seed_gives_the_same_run_and_another_one_another() {
 }
 
 #[test]
+fn spoilt_batches_are_recorded_and_held_out_text_is_not_touched() {
+    let at = workplace();
+    for (corrupt, out) in [("", "clean"), ("--corrupt 0.25", "a"), ("--corrupt 0.25", "b")] {
+        succeed(at.path(), &format!("train mlp --data text --steps 40 --seed 1 {corrupt} --out {out}"));
+    }
+    let document = |run: &str, name: &str| json(&fs::read_to_string(at.path().join(run).join(name)).unwrap());
+    assert_eq!(document("a", "run.json")["corruption"], json(r#"{"share": 0.25, "seed": 1}"#));
+    assert!(document("clean", "run.json")["corruption"].is_null());
+    let spoilt = metrics(&at.path().join("a"));
+    assert_eq!(spoilt.iter().filter(|m| m["fault"].is_string()).count(), 10);
+    assert_eq!(losses(&at.path().join("a")), losses(&at.path().join("b")));
+
+    let clean = metrics(&at.path().join("clean"));
+    assert!(clean.iter().all(|m| m.get("fault").is_none()));
+    let first = spoilt.iter().position(|m| m["fault"].is_string()).unwrap();
+    let [before, after] = ["held_out_before", "held_out_after"]
+        .map(|key| ["clean", "a"].map(|run| document(run, "summary.json")[key].as_f64().unwrap()));
+    assert_eq!(before[0], before[1]);
+    assert_ne!(after[0], after[1]);
+    // Batches before the first fault are those of the clean run.
+    for (step, (spoilt, clean)) in spoilt.iter().zip(&clean).enumerate().take(first + 1) {
+        assert_eq!(spoilt["loss"] == clean["loss"], step < first, "step {step}");
+    }
+    let told = succeed(at.path(), &format!("explain a --step {first}"));
+    assert!(told.contains("spoilt on purpose"), "{told}");
+}
+
+#[test]
 fn training_lowers_the_held_out_loss_and_leaves_a_complete_run_folder() {
     let at = workplace();
     let said = succeed(at.path(), "train mlp --data text --steps 200 --out run");

@@ -297,6 +297,7 @@ fn wrong_command_lines_exit_with_2() {
         "train mlp --steps 1",
         "train mlp --data text --steps -1",
         "train mlp --data text --steps 1 --seed 4294967296",
+        "train mlp --data text --steps 1 --corrupt 2%",
         "inspect mlp --expose eff",
         "inspect mlp -o x",
         "inspect mlp --expose grad -o x",

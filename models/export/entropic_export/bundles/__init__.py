@@ -20,6 +20,8 @@ def _gpt(name: str, config: gpt.Config) -> Callable[[pathlib.Path, int | None], 
 BUNDLES: dict[str, Callable[[pathlib.Path, int | None], Manifest]] = {
     "mlp": lambda path, layers: mlp.export(path),
     "gpt-nano": _gpt("gpt-nano", gpt.NANO),
+    "gpt-nano-spike": _gpt("gpt-nano-spike", gpt.NANO_SPIKE),
+    "gpt-nano-noclip": _gpt("gpt-nano-noclip", gpt.NANO_NOCLIP),
     "gpt2-small": _gpt("gpt2-small", gpt.GPT2_SMALL),
     "gpt2-small-clip": _gpt("gpt2-small-clip", gpt.GPT2_SMALL_CLIP),
 }

@@ -1,6 +1,7 @@
 """GPT-2 as train steps: layers unrolled, pre-norm, learned positions, tied head, AdamW with warmup and cosine decay.
 
 `gpt-nano` is small enough to train on a CPU in minutes; `gpt2-small` is the 124M model in bf16 with f32 state.
+`gpt-nano-spike` and `gpt-nano-noclip` are `gpt-nano` with one fault each, for the experiments in docs/demos.md.
 Every weight has a readable path: `params['h0']['qkv']`.
 """
 
@@ -18,6 +19,21 @@ from ..bundle import export_bundle
 from ..manifest import Manifest
 
 Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Spike:
+    """A fault in a learning-rate schedule.
+
+    Attributes:
+      start: the first step of it, from 0.
+      steps: how many steps it lasts.
+      factor: what the learning rate is multiplied by meanwhile.
+    """
+
+    start: int
+    steps: int
+    factor: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +56,7 @@ class Config:
       weight_decay: on matrices only.
       clip: bound of the gradient's global norm; None leaves it alone.
       data: "bytes" or "tokens".
+      spike: a fault in the schedule; None leaves it as it is.
     """
 
     vocab: int
@@ -57,12 +74,16 @@ class Config:
     weight_decay: float
     clip: float | None
     data: Literal["bytes", "tokens"]
+    spike: Spike | None = None
 
 
 NANO = Config(
     vocab=256, vocab_rows=256, context=128, layers=4, heads=4, width=128, compute="float32", batch=16,
     learning_rate=3e-3, warmup=50, horizon=600, b2=0.95, weight_decay=0.1, clip=1.0, data="bytes",
 )  # fmt: skip
+# At two fifths of a run of 250 steps: warmup is over, and the loss still falls.
+NANO_SPIKE = dataclasses.replace(NANO, spike=Spike(start=100, steps=20, factor=30.0))
+NANO_NOCLIP = dataclasses.replace(NANO, clip=None)
 GPT2_SMALL = Config(
     vocab=50257, vocab_rows=50304, context=1024, layers=12, heads=12, width=768, compute="bfloat16", batch=8,
     learning_rate=6e-4, warmup=2000, horizon=600_000, b2=0.95, weight_decay=0.1, clip=None, data="tokens",
@@ -76,13 +97,23 @@ def optimizer(config: Config) -> optax.GradientTransformation:
         0.0, config.learning_rate, config.warmup, config.horizon, config.learning_rate / 10
     )
     adamw = optax.adamw(
-        schedule,
+        schedule if config.spike is None else spiked(schedule, config.spike),
         b1=0.9,
         b2=config.b2,
         weight_decay=config.weight_decay,
         mask=lambda params: jax.tree.map(lambda p: p.ndim >= 2, params),
     )
     return adamw if config.clip is None else optax.chain(optax.clip_by_global_norm(config.clip), adamw)
+
+
+def spiked(schedule: optax.Schedule, spike: Spike) -> optax.Schedule:
+    """The schedule with a fault in it."""
+
+    def faulty(count: jax.Array) -> jax.Array:
+        inside = (count >= spike.start) & (count < spike.start + spike.steps)
+        return schedule(count) * jnp.where(inside, spike.factor, 1.0)
+
+    return faulty
 
 
 def make_params(config: Config, key: jax.Array) -> Params:
