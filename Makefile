@@ -5,7 +5,7 @@ DATA ?= $(wildcard *.md) docs src crates passes xtask models/README.md models/ex
 STEPS ?= 250
 SEED ?= 0
 
-.PHONY: demo test test-python build plugin bench models models-check clean
+.PHONY: demo demos test test-python build plugin bench models models-check clean
 
 # Fetches the CPU plugin, builds, and trains the small GPT under the default policy.
 demo: build
@@ -29,6 +29,10 @@ plugin:
 
 bench: plugin
 	cargo xtask bench
+
+# Runs the experiments of docs/demos.md and writes their tables and plots: most of an hour.
+demos:
+	cargo xtask demos
 
 # Exports the committed bundles again; `models-check` only says whether they still match.
 models:

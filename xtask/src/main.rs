@@ -3,6 +3,8 @@
 //! Each one runs the commands that it prints and stops at the first that fails. The Makefile
 //! and `.ci/run` call these, so that what CI does is what a person does.
 
+mod demos;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -21,6 +23,8 @@ enum Task {
     Models(Models),
     /// Write docs/actuators.md: what is found in each step of the corpus and in each bundle.
     Matrix(Matrix),
+    /// Run the experiments of docs/demos.md, which takes most of an hour for all of them, and write their tables and plots.
+    Demos(demos::Options),
     /// Time the train loop against a bare execute loop, and the passes on GPT-2.
     Bench,
 }
@@ -47,6 +51,7 @@ fn main() -> ExitCode {
         Task::TestPython => test_python(),
         Task::Models(Models { check }) => models(check),
         Task::Matrix(Matrix { check }) => matrix(check),
+        Task::Demos(options) => demos::demos(&options),
         Task::Bench => cargo(&["bench", "--workspace"]),
     };
     match result {

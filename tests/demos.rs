@@ -1,0 +1,75 @@
+//! Short forms of the experiments of docs/demos.md, on `gpt-nano` and this repository's own text.
+//!
+//! Needs the CPU plugin; `make plugin` fetches it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use entropic::model::Model;
+use entropic::train::{self, Corruption, Fault, GateReason, Observer, Options, StepRecord, Summary};
+use passes::Policy;
+
+/// The gate is armed after a few steps: these runs are over before the default policy's warmup is.
+const ALERT: &str = "format_version = 1\n[gate.norm]\nmultiple = 2.0\nwarmup = 10\n";
+
+fn model(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(name)
+}
+
+/// Keeps what steps report.
+#[derive(Default)]
+struct Recorder(Vec<StepRecord>);
+
+impl Observer for Recorder {
+    fn phase(&mut self, _: &str) {}
+    fn start(&mut self, _: u64) {}
+    fn step(&mut self, record: &StepRecord) {
+        self.0.push(record.clone());
+    }
+    fn finish(&mut self) {}
+}
+
+/// Trains under a policy; always with the same seed, so on the same batches.
+fn train(model: &Path, policy: &str, steps: u64, corruption: Option<Corruption>) -> (Vec<StepRecord>, Summary) {
+    let folder = tempfile::tempdir().unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let options = Options {
+        bundle: Model::open(model).unwrap().inject(&Policy::parse(policy).unwrap()).unwrap(),
+        policy: None,
+        data: ["src", "crates", "passes"].map(|part| root.join(part)).to_vec(),
+        steps,
+        seed: 0,
+        corruption,
+        plugin: "cpu".to_owned(),
+        out: Some(folder.path().join("run")),
+    };
+    let mut recorder = Recorder::default();
+    let summary = train::run(&options, &AtomicBool::new(false), &mut recorder)
+        .expect("if the CPU plugin is missing, run `make plugin`");
+    (recorder.0, summary)
+}
+
+#[test]
+fn a_spoilt_batch_is_refused_and_costs_no_more_than_its_step() {
+    const STEPS: u64 = 36;
+    // One batch of the run is spoilt, with UTF-16, after the gate was armed and with steps left in which harm would show.
+    let only_wide = |c: &Corruption| {
+        let faults: Vec<_> = (0..STEPS).filter_map(|step| Some((step, c.fault(step)?))).collect();
+        matches!(faults.as_slice(), [(20..30, Fault::Wide)])
+    };
+    let spoil = (0..).map(|seed| Corruption { share: "0.025".parse().unwrap(), seed }).find(only_wide).unwrap();
+
+    let (steps, clean) = train(&model("gpt-nano"), ALERT, STEPS, None);
+    let refused = |steps: &[StepRecord]| -> Vec<_> {
+        steps.iter().filter_map(|s| Some((s.fault, s.control.as_ref()?.gate?))).collect()
+    };
+    assert_eq!(refused(&steps), [], "healthy batches were refused");
+    let (steps, spoilt) = train(&model("gpt-nano"), ALERT, STEPS, Some(spoil));
+    assert_eq!(refused(&steps), [(Some(Fault::Wide), GateReason::Norm)]);
+
+    assert_eq!(clean.held_out_before, spoilt.held_out_before, "held-out text was spoilt");
+    let [clean, spoilt] = [clean, spoilt].map(|summary| summary.held_out_after.unwrap());
+    assert!((spoilt / clean - 1.0).abs() < 0.02, "held-out loss {clean} without, {spoilt} with a spoilt batch");
+}

@@ -1,0 +1,222 @@
+//! The experiments of docs/demos.md: what control does for training when batches are spoilt, when the schedule is wrong, and
+//! when the optimizer changes.
+//!
+//! Every run is one call of the release binary, and what is reported is read from its run folder. Only what stands between
+//! the markers of docs/demos.md is written anew.
+
+mod plot;
+mod report;
+mod runs;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+
+use self::runs::{Control, Group, Plan, Series};
+
+/// Training text: sources that the documentation is not part of, so that its tables do not change what they report.
+const DATA: &[&str] = &["src", "crates", "passes"];
+
+/// The faulty steps of `gpt-nano-spike`, as in models/export/entropic_export/bundles/gpt.py.
+const SPIKE: std::ops::Range<u64> = 100..120;
+
+/// When the optimizer is switched, as percentages of the run.
+const SWITCHES: &[u64] = &[25, 50, 80];
+
+/// The learning-rate spike hits harder and sooner than the default policy's warmup allows for.
+const ALERT: &str = "\
+format_version = 1
+
+[gate.norm]
+multiple = 2.0
+warmup = 20
+";
+
+const ROLLBACK: &str = "
+[rollback]
+kind = \"snapshot\"
+patience = 3
+refresh = 25
+backoff = 0.5
+";
+
+/// Options of `demos`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// The experiments; all of them if none is named.
+    #[arg(value_enum, value_name = "NAME")]
+    names: Vec<Demo>,
+    /// A seed of the initial state, the order of the data and the faults; may be given more than once.
+    #[arg(long = "seed", value_name = "N", default_values_t = [0, 1])]
+    seeds: Vec<u32>,
+    /// Steps of a run.
+    #[arg(long, value_name = "N", default_value_t = 250)]
+    steps: u64,
+    /// Take what target/demos has from a finished run of the same command, instead of running it again.
+    #[arg(long)]
+    keep: bool,
+    /// Folder for demos.md and the plots.
+    #[arg(long, value_name = "DIR", default_value = "docs")]
+    out: PathBuf,
+}
+
+/// An experiment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Demo {
+    /// 2% of the batches are spoilt.
+    Corruption,
+    /// The learning rate is 30 times too high for 20 steps.
+    Spike,
+    /// From AdamW to SGD with momentum in the middle of a run.
+    Switch,
+}
+
+impl Demo {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Corruption => "corruption",
+            Self::Spike => "spike",
+            Self::Switch => "switch",
+        }
+    }
+
+    /// What is run under every seed. The first is what the others are compared with.
+    fn plans(self, steps: u64) -> Vec<Plan> {
+        let plan = |key, label: &str, model, control| Plan::new(key, label, model, control);
+        let alert = || Control::Policy(ALERT.to_owned());
+        match self {
+            Self::Corruption => vec![
+                plan("clean", "clean, clipping", "gpt-nano", Control::Off),
+                plan("clean-gate", "clean, clipping and gate", "gpt-nano", Control::Default),
+                plan("clip", "spoilt, clipping only", "gpt-nano", Control::Off).corrupted(),
+                plan("gate", "spoilt, clipping and gate (default)", "gpt-nano", Control::Default).corrupted(),
+                plan("alert", "spoilt, clipping and gate (2 x, warmup 20)", "gpt-nano", alert()).corrupted(),
+                plan("clean-noclip", "clean, no protection", "gpt-nano-noclip", Control::Off),
+                plan("none", "spoilt, no protection", "gpt-nano-noclip", Control::Off).corrupted(),
+            ],
+            Self::Spike => vec![
+                plan("clean", "no spike", "gpt-nano", Control::Off),
+                plan("none", "no control", "gpt-nano-spike", Control::Off),
+                plan("gate", "gate alone", "gpt-nano-spike", alert()),
+                plan("rollback", "gate and rollback", "gpt-nano-spike", Control::Policy(format!("{ALERT}{ROLLBACK}"))),
+            ],
+            Self::Switch => {
+                let mut plans = vec![plan("none", "no switch", "gpt-nano", Control::Default)];
+                for rate in ["nearest", "swats"] {
+                    for percent in SWITCHES {
+                        let at = steps * percent / 100;
+                        let policy = format!(
+                            "format_version = 1\n\n[switch]\nenabled = true\ntrigger = \"step\"\nstep = {at}\nrate = \"{rate}\"\n"
+                        );
+                        let (key, label) = (format!("{rate}-{percent}"), format!("{percent}%, {rate}"));
+                        plans.push(Plan::new(&key, &label, "gpt-nano", Control::Policy(policy)).switched(at));
+                    }
+                }
+                plans
+            }
+        }
+    }
+
+    fn report(self, group: &Group) -> Result<String> {
+        match self {
+            Self::Corruption => report::corruption(group),
+            Self::Spike => report::spike(group, SPIKE),
+            Self::Switch => report::switch(group),
+        }
+    }
+
+    fn plot(self, group: &Group) -> Result<String> {
+        match self {
+            Self::Corruption => {
+                let spoilt = group.series.iter().flat_map(|s| s.runs.first()).find(|r| r.faults().next().is_some());
+                let marks: Vec<_> =
+                    spoilt.into_iter().flat_map(|run| run.faults().map(|s| s.step..s.step + 1)).collect();
+                plot::losses(group, "Training loss, 2% of the batches spoilt (grey)", &marks)
+            }
+            Self::Spike => plot::losses(group, "Training loss, learning rate x 30 (grey)", &[SPIKE]),
+            Self::Switch => {
+                let mut marks: Vec<_> =
+                    group.series.iter().filter_map(|s| s.plan.switch).map(|at| at..at + 1).collect();
+                marks.dedup();
+                plot::losses(group, "Training loss, AdamW to SGD with momentum (grey)", &marks)
+            }
+        }
+    }
+}
+
+/// Runs the experiments and writes what they came to.
+pub(crate) fn demos(options: &Options) -> Result<()> {
+    let all = Demo::value_variants();
+    let names: Vec<Demo> =
+        all.iter().copied().filter(|d| options.names.is_empty() || options.names.contains(d)).collect();
+    if names.contains(&Demo::Spike) && options.steps <= SPIKE.end {
+        bail!("the spike is in steps {} to {}; a run needs more than that (--steps)", SPIKE.start, SPIKE.end - 1);
+    }
+    crate::cargo(&["build", "--release"])?;
+    let binary = crate::root().join("target").join("release").join("entropic");
+    crate::run(std::process::Command::new(&binary).args(["plugin", "fetch", "cpu"]))?;
+
+    let text = crate::root().join("docs").join("demos.md");
+    let mut text = fs::read_to_string(&text).with_context(|| format!("cannot read {}", text.display()))?;
+    let out = crate::root().join(&options.out);
+    let plots = out.join("demos");
+    fs::create_dir_all(&plots).with_context(|| format!("cannot create {}", plots.display()))?;
+    for demo in names {
+        let mut group = Group { seeds: options.seeds.clone(), steps: options.steps, series: Vec::new() };
+        for plan in demo.plans(options.steps) {
+            let folder = Path::new("target").join("demos").join(demo.name());
+            let runs = options.seeds.iter().map(|&seed| plan.run(&binary, &folder, seed, options.steps, options.keep));
+            let runs = runs.collect::<Result<_>>()?;
+            group.series.push(Series { plan, runs });
+        }
+        write(&plots.join(format!("{}.svg", demo.name())), &demo.plot(&group)?)?;
+        let (command, table) = (command(demo, options), demo.report(&group)?);
+        text = between_markers(&text, demo.name(), &format!("{command}\n\n{table}"))?;
+        // After each experiment, so that a failure in the next one loses nothing.
+        write(&out.join("demos.md"), &text)?;
+    }
+    Ok(())
+}
+
+/// How to repeat what is reported.
+fn command(demo: Demo, options: &Options) -> String {
+    let seeds: String = options.seeds.iter().map(|seed| format!(" --seed {seed}")).collect();
+    format!("`cargo xtask demos {}{seeds} --steps {}`", demo.name(), options.steps)
+}
+
+/// The text with another content between the markers of that name.
+fn between_markers(text: &str, name: &str, content: &str) -> Result<String> {
+    let [begin, end] = ["begin", "end"].map(|which| format!("<!-- {which} {name} -->"));
+    let (before, rest) = text.split_once(&begin).with_context(|| format!("docs/demos.md has no line `{begin}`"))?;
+    let (_, after) = rest.split_once(&end).with_context(|| format!("docs/demos.md has no line `{end}`"))?;
+    Ok(format!("{before}{begin}\n\n{}\n\n{end}{after}", content.trim()))
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_between_markers_is_replaced_and_nothing_else() {
+        let text = "a\n<!-- begin x -->\nold\n<!-- end x -->\nb\n<!-- begin y -->\n<!-- end y -->\n";
+        let expected = "a\n<!-- begin x -->\n\nnew\n\n<!-- end x -->\nb\n<!-- begin y -->\n<!-- end y -->\n";
+        assert_eq!(between_markers(text, "x", "new\n").unwrap(), expected);
+        assert_eq!(between_markers(expected, "x", "new").unwrap(), expected);
+        assert!(between_markers(text, "z", "").is_err());
+    }
+
+    #[test]
+    fn the_document_has_markers_for_every_experiment() {
+        let text = fs::read_to_string(crate::root().join("docs").join("demos.md")).unwrap();
+        for demo in Demo::value_variants() {
+            between_markers(&text, demo.name(), "").unwrap();
+        }
+    }
+}
