@@ -73,3 +73,43 @@ fn a_spoilt_batch_is_refused_and_costs_no_more_than_its_step() {
     let [clean, spoilt] = [clean, spoilt].map(|summary| summary.held_out_after.unwrap());
     assert!((spoilt / clean - 1.0).abs() < 0.02, "held-out loss {clean} without, {spoilt} with a spoilt batch");
 }
+
+/// The mean loss of some steps.
+fn mean(steps: &[StepRecord]) -> f64 {
+    steps.iter().map(|s| s.loss.unwrap()).sum::<f64>() / steps.len() as f64
+}
+
+#[test]
+fn a_spike_in_the_learning_rate_is_returned_from() {
+    // The schedule of `gpt-nano-spike` is 30 times too high from step 100 to 119.
+    const STEPS: u64 = 135;
+    let rollback =
+        "[gate.norm]\nmultiple = 2.0\nwarmup = 20\n[rollback]\nkind = \"snapshot\"\npatience = 3\nrefresh = 25\n";
+    let (steps, returned) = train(&model("gpt-nano-spike"), rollback, STEPS, None);
+    let told = steps.last().unwrap().control.as_ref().unwrap().rollback.unwrap();
+    assert!(told.rollbacks >= 1 && told.snapshots >= 3, "{told:?}");
+    assert_eq!(returned.gates.unwrap().rolled_back, told.rollbacks);
+    let before = mean(&steps[85..95]);
+    let after = mean(&steps[125..]);
+    assert!(after < 1.1 * before, "the loss was {before} before the spike, and is {after} after it");
+
+    let (steps, broken) = train(&model("gpt-nano-spike"), "[gate.norm]\nenabled = false\n", STEPS, None);
+    assert!(mean(&steps[125..]) > 1.2 * before, "the spike does no harm, so this tests nothing");
+    assert!(returned.held_out_after.unwrap() < 0.95 * broken.held_out_after.unwrap());
+}
+
+#[test]
+fn from_the_optimizer_to_sgd_the_loss_does_not_jump() {
+    const STEPS: u64 = 70;
+    const AT: usize = 60;
+    let (plain, _) = train(&model("gpt-nano"), "", STEPS, None);
+    let switch = format!("[switch]\nenabled = true\ntrigger = \"step\"\nstep = {AT}\n");
+    let (switched, _) = train(&model("gpt-nano"), &switch, STEPS, None);
+    let by_sgd = |s: &StepRecord| s.control.as_ref().unwrap().switched;
+    assert!(switched.iter().enumerate().all(|(t, s)| by_sgd(s) == Some(t >= AT)));
+    assert!(plain.iter().all(|s| by_sgd(s).is_none()));
+    let losses = |steps: &[StepRecord]| steps[..AT].iter().map(|s| s.loss).collect::<Vec<_>>();
+    assert_eq!(losses(&plain), losses(&switched), "a switch that has not happened changes nothing");
+    let jump = mean(&switched[AT..]) / mean(&plain[AT..]);
+    assert!(jump < 1.05, "the loss is {jump} times that of the run that does not switch");
+}

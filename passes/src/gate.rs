@@ -15,7 +15,7 @@ use crate::layout::ClassifiedState;
 use crate::pass::{Changed, Context, Pass, PassError};
 use crate::policy::Policy;
 use crate::step::{StateClass, TrainStep};
-use crate::values::{materialise, replace_outputs};
+use crate::values::{Spread, materialise, replace_outputs};
 
 /// The pass, see the module's documentation.
 #[derive(Debug, Clone)]
@@ -39,6 +39,8 @@ impl Pass for Gate {
         let outputs = module.entry_computation().outputs();
         let mut replacements = HashMap::new();
         let mut b = Builder::at_entry(module);
+        b.set_scope("entropic.gate", "entropic/gate");
+        let mut applied = Spread::new(applied);
         for (state, decided) in step.states.iter().zip(&states) {
             if !decided.held {
                 continue;
@@ -46,11 +48,11 @@ impl Pass for Gate {
             let missing = || PassError::Stale { what: format!("output {}", state.output) };
             let new = *outputs.get(state.output).ok_or_else(missing)?;
             let name = sanitize(&state.name);
-            b.set_scope(&format!("entropic.gate.{name}"), &format!("entropic/gate/{}", state.name));
             let old = materialise(&mut b, state.value)?;
             if old == new {
                 continue;
             }
+            let applied = applied.over(&mut b, new)?;
             let kept = b.named(&format!("entropic.gated.{name}")).select(applied, new, old)?;
             replacements.insert(state.output, kept);
         }

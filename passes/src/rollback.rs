@@ -21,7 +21,7 @@ use hlo::{InstructionId, Module};
 
 use crate::append_state::append_snapshot;
 use crate::pass::{Changed, Context, Pass, PassError};
-use crate::values::{materialise, replace_outputs};
+use crate::values::{Spread, materialise, replace_outputs};
 
 /// The pass, see the module's documentation.
 #[derive(Debug, Clone, Copy, Default)]
@@ -48,6 +48,7 @@ impl Pass for Rollback {
         let outputs = module.entry_computation().outputs();
         let mut replacements = HashMap::new();
         let mut snapshots = Vec::new();
+        let (mut returns, mut takes) = (Spread::new(control.returns), Spread::new(control.takes));
         let held: Vec<_> =
             layout.states.iter().filter(|s| s.held).filter_map(|s| step.state(s.input)).cloned().collect();
         for state in held {
@@ -64,9 +65,10 @@ impl Pass for Rollback {
             layout.snapshot_bytes += shape.byte_size();
             let copy = append_snapshot(module, &mut layout, &format!("entropic.snapshot.{name}"), shape, state.input)?;
             let mut b = Builder::at_entry(module);
-            b.set_scope(&format!("entropic.rollback.{name}"), &format!("entropic/rollback/{}", state.name));
-            let restored = b.named(&format!("entropic.restored.{name}")).select(control.returns, copy, gated)?;
-            let successor = b.named(&format!("entropic.new_snapshot.{name}")).select(control.takes, restored, copy)?;
+            b.set_scope("entropic.rollback", "entropic/rollback");
+            let (returns, takes) = (returns.over(&mut b, gated)?, takes.over(&mut b, gated)?);
+            let restored = b.named(&format!("entropic.restored.{name}")).select(returns, copy, gated)?;
+            let successor = b.named(&format!("entropic.new_snapshot.{name}")).select(takes, restored, copy)?;
             replacements.insert(state.output, restored);
             snapshots.push(Snapshot { input: state.input, successor });
         }

@@ -48,6 +48,29 @@ pub(crate) fn scalar(b: &mut Builder<'_>, value: Value, wide: PrimitiveType) -> 
     Ok(b.convert(first, wide)?)
 }
 
+/// A predicate spread over arrays, once for each shape.
+pub(crate) struct Spread {
+    predicate: InstructionId,
+    made: Vec<(Shape, InstructionId)>,
+}
+
+impl Spread {
+    pub(crate) fn new(predicate: InstructionId) -> Self {
+        Self { predicate, made: Vec::new() }
+    }
+
+    /// The predicate over the dimensions and the layout of `like`.
+    pub(crate) fn over(&mut self, b: &mut Builder<'_>, like: InstructionId) -> Built {
+        let shape = b.shape(like)?.with_element_type(PrimitiveType::PRED);
+        if let Some(&(_, made)) = self.made.iter().find(|(known, _)| *known == shape) {
+            return Ok(made);
+        }
+        let made = b.broadcast_scalar_like(self.predicate, like)?;
+        self.made.push((shape, made));
+        Ok(made)
+    }
+}
+
 /// The same value, but for no compiler pass the same value: a `reduce-precision` to the precision that x has. x itself
 /// where it is no `f32`.
 pub(crate) fn apart(b: &mut Builder<'_>, x: InstructionId) -> Built {

@@ -271,6 +271,31 @@ fn explain_says_which_threshold_a_step_crossed() {
 }
 
 #[test]
+fn what_rollback_and_switch_did_is_told() {
+    let at = workplace();
+    let policy = "[gate.norm]\nwarmup = 8\nmultiple = 1.0001\n[gate]\nmax_pause = 9\n\
+                  [rollback]\nkind = \"snapshot\"\npatience = 2\nrefresh = 3\ncalm = 100.0\n\
+                  [switch]\nenabled = true\ntrigger = \"step\"\nstep = 6\n";
+    fs::write(at.path().join("p.toml"), policy).unwrap();
+    let told = succeed(at.path(), "inject mlp -o out --policy p.toml --verify");
+    assert!(told.contains("bit-identical") && told.contains("copies of 16 held states take"), "{told}");
+    let told = succeed(at.path(), "train mlp --data text --steps 60 --policy p.toml --out run");
+    assert!(told.contains("rolled back"), "{told}");
+    let metrics = metrics(&at.path().join("run"));
+    let returned = metrics.iter().position(|m| m["rollback"]["rolled_back"] == true).unwrap();
+    let told = succeed(at.path(), &format!("explain run --step {returned}"));
+    for part in ["refusal 2 in a row (rollback.patience)", "every held state returned to its copy", "rolled back 1"] {
+        assert!(told.contains(part), "no {part:?} in:\n{told}");
+    }
+    let after = metrics.iter().position(|m| m["rollback"]["backoff"].as_f64() < Some(0.9)).unwrap();
+    assert!(succeed(at.path(), &format!("explain run --step {after}")).contains("learning rates were scaled by 0."));
+    let taken = metrics.iter().position(|m| m["rollback"]["snapshot_taken"] == true).unwrap();
+    assert!(succeed(at.path(), &format!("explain run --step {taken}")).contains("copy of every held state was taken"));
+    assert!(succeed(at.path(), "explain run --step 6").contains("This is the first step of SGD with momentum"));
+    assert!(!succeed(at.path(), "explain run --step 7").contains("first step of SGD"));
+}
+
+#[test]
 fn explain_names_tensors_that_are_not_finite() {
     let at = workplace();
     tiny::write(&at.path().join("tiny"), f64::INFINITY);
