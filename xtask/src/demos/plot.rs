@@ -23,9 +23,12 @@ const COLOURS: [RGBColor; 7] = [
 /// Where the axis ends at the latest: a little above ln 256, the loss of a model that knows nothing.
 const HIGHEST: f64 = 6.0;
 
+/// Points of a curve, in pieces between gaps.
+type Pieces = Vec<Vec<(f64, f64)>>;
+
 /// The smoothed training losses of the first seed; `marks` are steps to shade.
 pub(super) fn losses(group: &Group, title: &str, marks: &[Range<u64>]) -> Result<String> {
-    let curves: Vec<(&str, Vec<Vec<(f64, f64)>>)> =
+    let curves: Vec<(&str, Pieces)> =
         group.series.iter().filter_map(|s| Some((s.plan.label.as_str(), pieces(s.runs.first()?.smoothed())))).collect();
     let values = || curves.iter().flat_map(|(_, pieces)| pieces.iter().flatten().map(|p| p.1));
     let (low, high) = values().fold((f64::INFINITY, 0.0f64), |(low, high), v| (low.min(v), high.max(v)));
@@ -80,7 +83,7 @@ pub(super) fn losses(group: &Group, title: &str, marks: &[Range<u64>]) -> Result
 }
 
 /// A curve, broken where it has no value.
-fn pieces(points: impl Iterator<Item = (u64, Option<f64>)>) -> Vec<Vec<(f64, f64)>> {
+fn pieces(points: impl Iterator<Item = (u64, Option<f64>)>) -> Pieces {
     let mut pieces = vec![Vec::new()];
     for (step, value) in points {
         match (value, pieces.last_mut()) {
