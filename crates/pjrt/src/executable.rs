@@ -1,13 +1,13 @@
-//! Compiled programs.
+//! Programs loaded on devices.
 
 use std::fmt;
 
 use crate::buffer::Buffer;
+use crate::compiled::Compiled;
 use crate::element_type::ElementType;
 use crate::error::{Error, Result};
 use crate::event::Event;
-use crate::sys::Loaded;
-use crate::value::NamedValue;
+use crate::sys::{self, Loaded};
 
 /// A program compiled and loaded on its devices.
 ///
@@ -18,6 +18,7 @@ use crate::value::NamedValue;
 /// [`ExecuteOptions::non_donatable_inputs`] to keep it, at the price of a copy.
 pub struct Executable {
     raw: Loaded,
+    compiled: Compiled,
     name: String,
     parameters: Option<Vec<ArraySpec>>,
 }
@@ -57,40 +58,10 @@ pub struct Execution {
     pub events: Vec<Event>,
 }
 
-/// What the compiled program needs, per device, in bytes. A figure that the plugin does not give is zero.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub struct CompiledMemoryStats {
-    /// Machine code.
-    pub generated_code: i64,
-    /// Arguments.
-    pub arguments: i64,
-    /// Outputs, those that take over an argument included.
-    pub outputs: i64,
-    /// Arguments whose memory becomes that of an output.
-    pub aliased: i64,
-    /// Scratch memory.
-    pub temporary: i64,
-    /// The largest amount in use at one time.
-    pub peak: i64,
-    /// Arguments, outputs and scratch memory that lie on the host.
-    pub host: i64,
-}
-
-/// A program after the plugin's optimisations.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OptimizedProgram {
-    /// The plugin's name for the format, as in `hlo_with_config` (an `HloModuleProtoWithConfig`, whose field 1 is
-    /// the module).
-    pub format: String,
-    /// The program.
-    pub code: Vec<u8>,
-}
-
 impl Executable {
-    pub(crate) fn new(raw: Loaded) -> Result<Self> {
-        let name = raw.name()?;
-        Ok(Self { raw, name, parameters: None })
+    pub(crate) fn new((raw, compiled): (Loaded, sys::Compiled)) -> Result<Self> {
+        let name = compiled.name()?;
+        Ok(Self { raw, compiled: Compiled::new(compiled), name, parameters: None })
     }
 
     /// Declares what the program takes, per device, so that every execution checks count, types and dimensions of
@@ -164,6 +135,12 @@ impl Executable {
         Ok(execution.outputs.pop().unwrap_or_default())
     }
 
+    /// The program apart from its devices, to analyse or serialise it.
+    #[must_use]
+    pub fn compiled(&self) -> &Compiled {
+        &self.compiled
+    }
+
     fn check(&self, device: usize, list: &[&Buffer], options: &ExecuteOptions) -> Result<()> {
         let refuse =
             |what: String| Err(Error::Argument(format!("cannot execute `{}` on device {device}: {what}", self.name)));
@@ -182,67 +159,6 @@ impl Executable {
             }
         }
         Ok(())
-    }
-
-    /// A string that is equal for equal compiled programs.
-    ///
-    /// # Errors
-    ///
-    /// The plugin's; not every plugin has fingerprints.
-    pub fn fingerprint(&self) -> Result<String> {
-        self.raw.fingerprint()
-    }
-
-    /// What the program needs in memory.
-    ///
-    /// # Errors
-    ///
-    /// The plugin's.
-    pub fn memory_stats(&self) -> Result<CompiledMemoryStats> {
-        let raw = self.raw.memory_stats()?;
-        let host = [
-            raw.host_generated_code_size_in_bytes,
-            raw.host_argument_size_in_bytes,
-            raw.host_output_size_in_bytes,
-            raw.host_temp_size_in_bytes,
-        ];
-        Ok(CompiledMemoryStats {
-            generated_code: raw.generated_code_size_in_bytes,
-            arguments: raw.argument_size_in_bytes,
-            outputs: raw.output_size_in_bytes,
-            aliased: raw.alias_size_in_bytes,
-            temporary: raw.temp_size_in_bytes,
-            peak: raw.peak_memory_in_bytes,
-            host: host.into_iter().fold(0, i64::saturating_add),
-        })
-    }
-
-    /// The plugin's estimate of the work, such as `flops` and `bytes accessed`.
-    ///
-    /// # Errors
-    ///
-    /// The plugin's; not every plugin has cost analysis.
-    pub fn cost_analysis(&self) -> Result<Vec<(String, NamedValue)>> {
-        self.raw.cost_analysis()
-    }
-
-    /// The program after the plugin's optimisations.
-    ///
-    /// # Errors
-    ///
-    /// The plugin's.
-    pub fn optimized_program(&self) -> Result<OptimizedProgram> {
-        let (format, code) = self.raw.optimized_program()?;
-        Ok(OptimizedProgram { format, code })
-    }
-
-    /// The compiled program as bytes, for [`Client::deserialize_executable`](crate::Client::deserialize_executable).
-    ///
-    /// # Errors
-    ///
-    /// The plugin's.
-    pub fn serialize(&self) -> Result<Vec<u8>> {
-        self.raw.serialize()
     }
 }
 

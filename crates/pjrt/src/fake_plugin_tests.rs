@@ -8,7 +8,7 @@ use crate::sys::abi::FUNCTIONS;
 use crate::sys::fake::{self, Behaviour, Shape};
 use crate::{
     ApiVersion, Client, Code, CompileOptions, ElementType, Error, ExecuteOptions, LoadFailure, NamedValue, Plugin,
-    Program, Result,
+    Program, Result, Topology,
 };
 
 /// Starts over, with these behaviours and no warnings.
@@ -43,11 +43,13 @@ fn tour(shape: &Shape<'_>) -> Result<()> {
         event.is_ready()?;
         event.wait()?;
     }
-    step.fingerprint()?;
-    step.cost_analysis()?;
-    step.memory_stats()?;
-    step.optimized_program()?;
-    client.deserialize_executable(&step.serialize()?)?;
+    step.compiled().fingerprint()?;
+    step.compiled().cost_analysis()?;
+    step.compiled().memory_stats()?;
+    step.compiled().optimized_program()?;
+    client.deserialize_executable(&step.compiled().serialize()?)?;
+    let topology = Topology::create(&plugin, "2x2", &[("config", "text".into())])?;
+    topology.compile(&Program::hlo(b"module"), &CompileOptions::default())?.name()?;
     Ok(())
 }
 
@@ -109,12 +111,12 @@ fn what_a_sound_plugin_says_is_passed_on() {
     assert_eq!((device.id(), device.kind(), device.description()), (0x100, "fake device", "FakeDevice"));
     let step = client.compile(&Program::hlo(b"module"), &CompileOptions::default()).unwrap();
     assert_eq!((step.name(), step.num_outputs(), step.num_devices()), ("step", 2, 2));
-    assert_eq!(step.fingerprint().unwrap(), "print");
-    assert_eq!(step.cost_analysis().unwrap(), expected);
-    assert_eq!(step.memory_stats().unwrap().temporary, 42);
-    let optimized = step.optimized_program().unwrap();
+    assert_eq!(step.compiled().fingerprint().unwrap(), "print");
+    assert_eq!(step.compiled().cost_analysis().unwrap(), expected);
+    assert_eq!(step.compiled().memory_stats().unwrap().temporary, 42);
+    let optimized = step.compiled().optimized_program().unwrap();
     assert_eq!((optimized.format.as_str(), optimized.code.as_slice()), ("hlo", &b"optimised"[..]));
-    assert_eq!(step.serialize().unwrap(), b"optimised");
+    assert_eq!(step.compiled().serialize().unwrap(), b"optimised");
     let buffer = client.scalar(1_f32, device).unwrap();
     assert_eq!((buffer.element_type().unwrap(), buffer.dims().unwrap()), (ElementType::F32, &[2, 3][..]));
     assert_eq!((buffer.size_bytes().unwrap(), buffer.is_deleted().unwrap()), (24, true));
@@ -125,6 +127,22 @@ fn what_a_sound_plugin_says_is_passed_on() {
     let execution = step.execute(&[[&buffer], [&buffer]], &ExecuteOptions::default()).unwrap();
     assert_eq!(execution.outputs.iter().map(Vec::len).collect::<Vec<_>>(), [2, 2]);
     drop((execution, buffer, step, client));
+    check_clean("a sound plugin");
+}
+
+#[test]
+fn a_topology_needs_no_client() {
+    reset(&[]);
+    let plugin = plugin(&Shape::default()).unwrap();
+    let topology = Topology::create(&plugin, "2x2", &[("config", "text".into())]).unwrap();
+    assert_eq!(fake::with(|state| state.options.clone()), [("config".to_owned(), "text".to_owned())]);
+    assert_eq!((topology.platform_name(), topology.platform_version()), ("fake", "fake 1"));
+    let devices: Vec<_> = topology.devices().iter().map(|d| (d.id, d.kind.as_str())).collect();
+    assert_eq!(devices, [(0x100, "fake device"), (0x110, "fake device")]);
+    let step = topology.compile(&Program::hlo(b"module"), &CompileOptions::default()).unwrap();
+    drop(topology);
+    assert_eq!((step.name().unwrap(), step.memory_stats().unwrap().temporary), ("step".to_owned(), 42));
+    drop(step);
     check_clean("a sound plugin");
 }
 
@@ -188,6 +206,8 @@ fn every_output_may_be_missing() {
         ("PJRT_Executable_DeserializeAndLoad", "returned a null executable"),
         ("PJRT_Buffer_ToHostBuffer", "returned a null event"),
         ("PJRT_Buffer_ReadyEvent", "returned a null event"),
+        ("PJRT_TopologyDescription_Create", "returned a null topology"),
+        ("PJRT_Compile", "returned a null executable"),
     ] {
         let error = run(&[(name, Behaviour::Silent)]).unwrap_err();
         assert_eq!((error.code(), error.function()), (Code::Internal, Some(name)));

@@ -39,6 +39,7 @@
 
 mod buffer;
 mod client;
+mod compiled;
 mod element_type;
 mod error;
 mod event;
@@ -55,10 +56,11 @@ mod fake_plugin_tests;
 
 pub use buffer::{Buffer, HostCopy};
 pub use client::{Client, Device, Program};
+pub use compiled::{Compiled, CompiledMemoryStats, OptimizedProgram, Topology, TopologyDevice};
 pub use element_type::{Element, ElementType};
 pub use error::{Code, Error, LoadFailure, Result};
 pub use event::Event;
-pub use executable::{ArraySpec, CompiledMemoryStats, Executable, ExecuteOptions, Execution, OptimizedProgram};
+pub use executable::{ArraySpec, Executable, ExecuteOptions, Execution};
 pub use options::{CompileOptions, DeviceAssignment, OptionValue};
 pub use plugin::{ApiVersion, Plugin};
 pub use value::NamedValue;

@@ -478,19 +478,19 @@ fn compiled_programs_explain_themselves() {
     let case = case("mlp_sgd");
     let step = compile(&client, &case, &CompileOptions::default());
     assert!(step.name().starts_with("jit_"), "{}", step.name());
-    let stats = step.memory_stats().unwrap();
+    let stats = step.compiled().memory_stats().unwrap();
     let parameters: i64 = case.inputs[..4].iter().map(|input| input.bytes.len() as i64).sum();
     assert_eq!(stats.aliased, parameters);
     assert_eq!(stats.arguments, case.inputs.iter().map(|input| input.bytes.len() as i64).sum::<i64>());
-    let costs = step.cost_analysis().unwrap();
+    let costs = step.compiled().cost_analysis().unwrap();
     assert!(
         costs.iter().any(|(name, value)| name == "flops" && matches!(value, NamedValue::Float(flops) if *flops > 0.0))
     );
-    let optimized = step.optimized_program().unwrap();
+    let optimized = step.compiled().optimized_program().unwrap();
     assert_eq!(optimized.format, "hlo_with_config");
     assert!(optimized.code.windows(step.name().len()).any(|window| window == step.name().as_bytes()));
 
-    let serialized = step.serialize().unwrap();
+    let serialized = step.compiled().serialize().unwrap();
     let again = client.deserialize_executable(&serialized).unwrap();
     assert_eq!((again.name(), again.num_outputs()), (step.name(), step.num_outputs()));
     check_outputs(&case, &run(&again, &upload(&client, 0, &case.inputs)).unwrap());

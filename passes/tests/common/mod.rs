@@ -117,7 +117,7 @@ impl Compiled {
 
     /// What the compiler made of it, as an `HloModuleProtoWithConfig`.
     pub fn optimized(&self) -> Vec<u8> {
-        self.executable.optimized_program().unwrap().code
+        self.executable.compiled().optimized_program().unwrap().code
     }
 
     /// Runs it on copies of `inputs`.

@@ -39,7 +39,18 @@ macro_rules! opaque {
     )*};
 }
 
-opaque!(Error, Event, Client, Device, DeviceDescription, Executable, LoadedExecutable, Buffer, SerializedExecutable,);
+opaque!(
+    Error,
+    Event,
+    Client,
+    Device,
+    DeviceDescription,
+    Executable,
+    LoadedExecutable,
+    Buffer,
+    SerializedExecutable,
+    TopologyDescription,
+);
 
 macro_rules! args {
     ($($(#[$doc:meta])* $name:ident $(<$generic:ident>)? { $($field:ident: $type:ty),* ; $last:ident: $last_type:ty $(,)? })*) => {$(
@@ -258,6 +269,30 @@ args! {
     }
 
     BufferReadyEventArgs { buffer: *mut Buffer; event: *mut Event }
+
+    TopologyDescriptionCreateArgs {
+        topology_name: *const c_char,
+        topology_name_size: usize,
+        create_options: *const NamedValue,
+        num_options: usize;
+        topology: *mut TopologyDescription,
+    }
+
+    TopologyDescriptionGetDeviceDescriptionsArgs {
+        topology: *mut TopologyDescription,
+        descriptions: *const *mut DeviceDescription;
+        num_descriptions: usize,
+    }
+
+    /// Of `PJRT_Compile`, which needs no client.
+    CompileArgs {
+        topology: *const TopologyDescription,
+        program: *const Program,
+        compile_options: *const c_char,
+        compile_options_size: usize,
+        client: *mut Client;
+        executable: *mut Executable,
+    }
 }
 
 /// `PJRT_Plugin_Initialize_Args`: the two leading fields and nothing else.
@@ -361,6 +396,12 @@ functions! {
     68 Buffer_IsDeleted(BoolArgs<Buffer>);
     70 Buffer_ToHostBuffer(BufferToHostBufferArgs);
     72 Buffer_ReadyEvent(BufferReadyEventArgs);
+    82 TopologyDescription_Create(TopologyDescriptionCreateArgs);
+    83 TopologyDescription_Destroy(ObjectArgs<TopologyDescription>);
+    84 TopologyDescription_PlatformName(StringArgs<TopologyDescription>);
+    85 TopologyDescription_PlatformVersion(StringArgs<TopologyDescription>);
+    86 TopologyDescription_GetDeviceDescriptions(TopologyDescriptionGetDeviceDescriptionsArgs);
+    89 Compile(CompileArgs);
     94 Executable_Fingerprint(StringArgs<Executable>);
     96 Executable_GetCompiledMemoryStats(ExecutableGetCompiledMemoryStatsArgs);
 }

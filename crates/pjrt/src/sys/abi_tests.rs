@@ -87,6 +87,18 @@ fn argument_structs() {
     check!(BufferDimensionsArgs, header 40, ours 40, buffer 16, dims 24, num_dims 32);
     check!(BufferToHostBufferArgs, header 56, ours 56, src 16, host_layout 24, dst 32, dst_size 40, event 48);
     check!(BufferReadyEventArgs, header 32, ours 32, buffer 16, event 24);
+    check!(
+        TopologyDescriptionCreateArgs, header 56, ours 56,
+        topology_name 16, topology_name_size 24, create_options 32, num_options 40, topology 48,
+    );
+    check!(
+        TopologyDescriptionGetDeviceDescriptionsArgs, header 40, ours 40,
+        topology 16, descriptions 24, num_descriptions 32,
+    );
+    check!(
+        CompileArgs, header 64, ours 64,
+        topology 16, program 24, compile_options 32, compile_options_size 40, client 48, executable 56,
+    );
 }
 
 #[test]

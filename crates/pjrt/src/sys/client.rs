@@ -81,7 +81,7 @@ impl Api {
     /// # Safety
     ///
     /// `object` is live.
-    unsafe fn int_of<F, T>(self, object: *mut T) -> Result<i32>
+    pub(super) unsafe fn int_of<F, T>(self, object: *mut T) -> Result<i32>
     where
         F: Function<Args = abi::IntArgs<T>>,
     {

@@ -1,18 +1,16 @@
-//! Executables: compile, execute, analyse, serialise.
+//! Programs loaded on devices: compile, load, execute.
 
 use std::sync::Arc;
 
 use super::abi::{self, Args};
 use super::client::DeviceRef;
 use super::object::{ClientHandle, Owned};
-use super::value;
+use super::program::{Compiled, program};
 use crate::error::{Error, Result};
-use crate::value::NamedValue;
 
 /// An executable loaded on its devices, with the two numbers that the layout of an execute call depends on.
 pub(crate) struct Loaded {
     loaded: Owned<abi::LoadedExecutable>,
-    executable: Owned<abi::Executable>,
     devices: Vec<DeviceRef>,
     num_outputs: usize,
 }
@@ -24,12 +22,8 @@ pub(crate) struct Launched {
 }
 
 /// Compiles `code` and loads the result.
-pub(crate) fn compile(client: &ClientHandle, format: &str, code: &[u8], options: &[u8]) -> Result<Loaded> {
-    let mut program = abi::Program::new();
-    program.code = code.as_ptr().cast_mut().cast();
-    program.code_size = code.len();
-    program.format = format.as_ptr().cast();
-    program.format_size = format.len();
+pub(crate) fn compile(client: &ClientHandle, format: &str, code: &[u8], options: &[u8]) -> Result<(Loaded, Compiled)> {
+    let program = program(format, code);
     let mut args = abi::ClientCompileArgs::new();
     args.client = client.as_ptr();
     args.program = &raw const program;
@@ -43,7 +37,7 @@ pub(crate) fn compile(client: &ClientHandle, format: &str, code: &[u8], options:
 }
 
 /// Loads what [`Loaded::serialize`] wrote.
-pub(crate) fn deserialize(client: &ClientHandle, serialized: &[u8]) -> Result<Loaded> {
+pub(crate) fn deserialize(client: &ClientHandle, serialized: &[u8]) -> Result<(Loaded, Compiled)> {
     let mut args = abi::ExecutableDeserializeAndLoadArgs::new();
     args.client = client.as_ptr();
     args.serialized_executable = serialized.as_ptr().cast();
@@ -57,7 +51,7 @@ pub(crate) fn deserialize(client: &ClientHandle, serialized: &[u8]) -> Result<Lo
 }
 
 impl Loaded {
-    fn new(client: &ClientHandle, loaded: Owned<abi::LoadedExecutable>) -> Result<Self> {
+    fn new(client: &ClientHandle, loaded: Owned<abi::LoadedExecutable>) -> Result<(Self, Compiled)> {
         let api = client.api();
         let mut args = abi::LoadedExecutableGetExecutableArgs::new();
         args.loaded_executable = loaded.as_ptr();
@@ -74,7 +68,7 @@ impl Loaded {
             api.call::<abi::Executable_NumOutputs>(&mut args)?;
             api.devices_of::<abi::LoadedExecutable_AddressableDevices, _>(loaded.as_ptr(), client)?
         };
-        Ok(Self { loaded, executable, devices, num_outputs: args.value })
+        Ok((Self { loaded, devices, num_outputs: args.value }, Compiled::new(executable)))
     }
 
     pub(crate) fn num_outputs(&self) -> usize {
@@ -166,82 +160,5 @@ impl Loaded {
             outputs: outputs.into_iter().map(|list| list.into_iter().collect()).collect::<Result<_>>()?,
             events: events.into_iter().collect::<Result<_>>()?,
         })
-    }
-
-    pub(crate) fn name(&self) -> Result<String> {
-        // SAFETY: the executable is live.
-        unsafe { self.executable.api().string_of::<abi::Executable_Name, _>(self.executable.as_ptr(), "name") }
-    }
-
-    pub(crate) fn fingerprint(&self) -> Result<String> {
-        let api = self.executable.api();
-        // SAFETY: the executable is live.
-        unsafe { api.string_of::<abi::Executable_Fingerprint, _>(self.executable.as_ptr(), "fingerprint") }
-    }
-
-    pub(crate) fn cost_analysis(&self) -> Result<Vec<(String, NamedValue)>> {
-        let api = self.executable.api();
-        let mut args = abi::ExecutableGetCostAnalysisArgs::new();
-        args.executable = self.executable.as_ptr();
-        // SAFETY: the executable is live; the properties live as long as it and are copied at once.
-        unsafe {
-            api.call::<abi::Executable_GetCostAnalysis>(&mut args)?;
-            value::from_raw::<abi::Executable_GetCostAnalysis>(api, args.properties, args.num_properties)
-        }
-    }
-
-    pub(crate) fn memory_stats(&self) -> Result<abi::ExecutableGetCompiledMemoryStatsArgs> {
-        let mut args = abi::ExecutableGetCompiledMemoryStatsArgs::new();
-        args.executable = self.executable.as_ptr();
-        // SAFETY: the executable is live.
-        unsafe { self.executable.api().call::<abi::Executable_GetCompiledMemoryStats>(&mut args) }?;
-        Ok(args)
-    }
-
-    /// Format and bytes of the program after optimisation.
-    pub(crate) fn optimized_program(&self) -> Result<(String, Vec<u8>)> {
-        let api = self.executable.api();
-        let mut program = abi::Program::new();
-        let mut args = abi::ExecutableOptimizedProgramArgs::new();
-        args.executable = self.executable.as_ptr();
-        args.program = &raw mut program;
-        // SAFETY: the executable is live; with null code this call only asks for the size.
-        unsafe { api.call::<abi::Executable_OptimizedProgram>(&mut args) }?;
-        let size = program.code_size;
-        let mut code = Vec::new();
-        code.try_reserve_exact(size)
-            .map_err(|_| api.broken::<abi::Executable_OptimizedProgram>(&format!("wants room for {size} bytes")))?;
-        code.resize(size, 0_u8);
-        if size > 0 {
-            program.code = code.as_mut_ptr().cast();
-            // SAFETY: the code has the room that the plugin asked for.
-            unsafe { api.call::<abi::Executable_OptimizedProgram>(&mut args) }?;
-        }
-        // SAFETY: the format is owned by the executable, and copied at once.
-        let format =
-            unsafe { api.string::<abi::Executable_OptimizedProgram>(program.format, program.format_size, "format") }?;
-        Ok((format, code))
-    }
-
-    pub(crate) fn serialize(&self) -> Result<Vec<u8>> {
-        let api = self.executable.api();
-        let mut args = abi::ExecutableSerializeArgs::new();
-        args.executable = self.executable.as_ptr();
-        // SAFETY: the executable is live. The bytes are copied before what backs them is released, which happens
-        // exactly once.
-        unsafe {
-            api.call::<abi::Executable_Serialize>(&mut args)?;
-            let bytes = api
-                .slice::<abi::Executable_Serialize, u8>(
-                    args.serialized_bytes.cast(),
-                    args.serialized_bytes_size,
-                    "serialized bytes",
-                )
-                .map(<[u8]>::to_vec);
-            if let Some(deleter) = args.serialized_executable_deleter {
-                deleter(args.serialized_executable);
-            }
-            bytes
-        }
     }
 }

@@ -332,6 +332,27 @@ fakes! {
         args.event = state.make("event");
     }
     Buffer_ReadyEvent |state, args, _| { args.event = state.make("event"); }
+    TopologyDescription_Create |state, args, _| {
+        // SAFETY: the client under test passes a valid list.
+        let options = unsafe { std::slice::from_raw_parts(args.create_options, args.num_options) };
+        state.options = options.iter().map(write_option).collect();
+        args.topology = state.make("topology");
+    }
+    TopologyDescription_Destroy |state, args, _| { state.end(args.object.addr(), "topology"); }
+    TopologyDescription_PlatformName |state, args, absurd| {
+        state.live(args.object.addr(), "topology");
+        text(args, "fake", absurd);
+    }
+    TopologyDescription_PlatformVersion |_, args, absurd| { text(args, "fake 1", absurd); }
+    TopologyDescription_GetDeviceDescriptions |state, args, absurd| {
+        state.live(args.topology.addr(), "topology");
+        args.descriptions = (&raw const DEVICES).cast();
+        args.num_descriptions = if absurd { ABSURD } else { 2 };
+    }
+    Compile |state, args, _| {
+        state.live(args.topology.addr(), "topology");
+        args.executable = state.make("executable");
+    }
     Executable_Fingerprint |_, args, absurd| { text(args, "print", absurd); }
     Executable_GetCompiledMemoryStats |_, args, _| { args.temp_size_in_bytes = 42; }
 }

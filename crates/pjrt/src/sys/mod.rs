@@ -16,6 +16,7 @@ mod event;
 mod executable;
 mod library;
 mod object;
+mod program;
 mod value;
 
 #[cfg(test)]
@@ -29,3 +30,4 @@ pub(crate) use client::{DeviceRef, addressable_devices, devices};
 pub(crate) use executable::{Loaded, compile, deserialize};
 pub(crate) use library::open;
 pub(crate) use object::{ClientHandle, Owned};
+pub(crate) use program::{Compiled, Topology};

@@ -29,13 +29,14 @@ objects! {
     Buffer by Buffer_Destroy;
     Executable by Executable_Destroy;
     LoadedExecutable by LoadedExecutable_Destroy;
+    TopologyDescription by TopologyDescription_Destroy;
 }
 
 /// A live object of the plugin.
 pub(crate) struct Owned<T: Object> {
     pointer: NonNull<T>,
     api: Api,
-    /// `None` for the client itself. Dropped after the object has been destroyed.
+    /// `None` for what needs no client: the client itself, a topology, a program compiled for one. Dropped after the object has been destroyed.
     client: Option<ClientHandle>,
 }
 
