@@ -60,5 +60,5 @@ pub use error::{Code, Error, LoadFailure, Result};
 pub use event::Event;
 pub use executable::{ArraySpec, CompiledMemoryStats, Executable, ExecuteOptions, Execution, OptimizedProgram};
 pub use options::{CompileOptions, DeviceAssignment, OptionValue};
-pub use plugin::{ApiVersion, Plugin};
+pub use plugin::{ApiVersion, Plugin, preload};
 pub use value::NamedValue;
