@@ -7,7 +7,7 @@ use pjrt::{Buffer, Client, CompileOptions, Device, Executable, OptionValue, Plug
 use thiserror::Error;
 
 use crate::bundle::Dtype;
-use crate::plugin::{self, FindError};
+use crate::plugin::{self, FindError, cuda};
 
 /// A compiler flag of the CPU plugin that must be off where state is donated.
 ///
@@ -15,6 +15,9 @@ use crate::plugin::{self, FindError};
 /// execution to the next, and pack it anew only when its address changes. A donated parameter is updated in place, so
 /// that later steps would compute with the matrix of the first.
 const CPU_PACKS_WEIGHTS: &str = "xla_cpu_use_xnnpack";
+
+/// The compiler flag that names the folder of CUDA's assembler and device library.
+const CUDA_DATA_DIR: &str = "xla_gpu_cuda_data_dir";
 
 /// Why there is no engine, or it would not do what it was asked.
 #[derive(Debug, Error)]
@@ -26,12 +29,14 @@ pub enum EngineError {
     #[error(transparent)]
     Load(pjrt::Error),
     /// The plugin makes no client.
-    #[error("the plugin {} cannot open its devices: {source}", path.display())]
+    #[error("the plugin {} cannot open its devices: {source}{hint}", path.display())]
     Client {
         /// The plugin.
         path: PathBuf,
         /// What it says.
         source: pjrt::Error,
+        /// What it may lack.
+        hint: String,
     },
     /// The module breaks a rule; the compiler never saw it.
     #[error("{what} is not compiled, it breaks the rules of HLO: {source}")]
@@ -64,21 +69,37 @@ pub enum EngineError {
 pub struct Engine {
     client: Client,
     device: Device,
+    options: CompileOptions,
 }
 
 impl Engine {
-    /// Opens the first device of the plugin that `given` names, see [`plugin::find`].
+    /// Opens the first device of the plugin that `given` names, see [`plugin::find`]. The plugin's own defaults decide about
+    /// its devices and their memory.
     ///
     /// # Errors
     ///
     /// Where the plugin is missing, does not load, or has no device.
     pub fn open(given: &str) -> Result<Self, EngineError> {
         let path = plugin::find(given)?;
+        let hint = if cuda::is_plugin(&path) { preload(&cuda::libraries(&path)) } else { String::new() };
         let plugin = Plugin::load(&path).map_err(EngineError::Load)?;
-        let failed = |source| EngineError::Client { path: path.clone(), source };
+        let failed = |source| EngineError::Client { path: path.clone(), source, hint: hint.clone() };
         let client = Client::create(&plugin, &[]).map_err(failed)?;
         let device = client.device(0).map_err(failed)?.clone();
-        Ok(Self { client, device })
+        let mut options = CompileOptions::default();
+        match client.platform_name() {
+            "cpu" => {
+                options.env_option_overrides.insert(CPU_PACKS_WEIGHTS.to_owned(), OptionValue::Bool(false));
+            }
+            "cuda" => {
+                if let Some(folder) = cuda::data_dir(&path) {
+                    let folder = OptionValue::String(folder.display().to_string());
+                    options.env_option_overrides.insert(CUDA_DATA_DIR.to_owned(), folder);
+                }
+            }
+            _ => {}
+        }
+        Ok(Self { client, device, options })
     }
 
     /// The plugin.
@@ -103,11 +124,7 @@ impl Engine {
         hlo::verify::verify(module).map_err(|source| EngineError::Verify { what: what(), source })?;
         let code = module.export();
         let program = Program::hlo(&code);
-        let mut options = CompileOptions::default();
-        if self.client.platform_name() == "cpu" {
-            options.env_option_overrides.insert(CPU_PACKS_WEIGHTS.to_owned(), OptionValue::Bool(false));
-        }
-        let compiled = match self.client.compile(&program, &options) {
+        let compiled = match self.client.compile(&program, &self.options) {
             // A release of the plugin without that flag has no such weights.
             Err(error) if error.to_string().contains(CPU_PACKS_WEIGHTS) => {
                 self.client.compile(&program, &CompileOptions::default())
@@ -127,5 +144,39 @@ impl Engine {
             .element_type()
             .and_then(|element_type| self.client.buffer_from_host(bytes, element_type, shape, &self.device))
             .map_err(|source| EngineError::Device { what: "copying an array to the device failed", source })
+    }
+}
+
+/// Loads CUDA's libraries of the Python environment. What was missing there is returned in words, for the case that the plugin
+/// does not find it elsewhere either.
+fn preload(libraries: &cuda::Libraries) -> String {
+    let mut hint = String::new();
+    for path in &libraries.present {
+        if let Err(reason) = pjrt::preload(path) {
+            hint += &format!("; {} does not load: {reason}", path.display());
+        }
+    }
+    if !libraries.absent.is_empty() {
+        let names = libraries.absent.join(", ");
+        hint +=
+            &format!("; not in the Python environment: {names} (`pip install jax[cuda13]` brings CUDA's libraries)");
+    }
+    hint
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_libraries_are_told_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let broken = folder.path().join("libcudart.so.13");
+        std::fs::write(&broken, "no library").unwrap();
+        let hint = preload(&cuda::Libraries { present: vec![broken.clone()], absent: vec!["libcudnn.so.9"] });
+        for part in [&*broken.display().to_string(), "not a shared library", "libcudnn.so.9", "pip install"] {
+            assert!(hint.contains(part), "{hint}");
+        }
+        assert_eq!(preload(&cuda::Libraries::default()), "");
     }
 }

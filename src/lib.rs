@@ -10,6 +10,8 @@ pub mod data;
 pub mod engine;
 pub mod explain;
 pub mod files;
+pub mod input;
+pub mod isolate;
 pub mod model;
 pub mod plugin;
 pub mod report;

@@ -34,7 +34,7 @@ pub(super) struct Arguments {
     #[arg(long)]
     verify: bool,
     /// The plugin to verify on: a known name, or the path of a library.
-    #[arg(long, default_value = "cpu", value_name = "cpu|PATH", requires = "verify")]
+    #[arg(long, default_value = "cpu", value_name = "cpu|cuda|tpu|PATH", requires = "verify")]
     plugin: String,
 }
 

@@ -10,6 +10,7 @@ mod plugin;
 mod progress;
 mod show;
 mod train;
+mod worker;
 
 use std::process::ExitCode;
 
@@ -46,6 +47,9 @@ enum Command {
     Show(show::Arguments),
     /// List or fetch PJRT plugins.
     Plugin(plugin::Arguments),
+    /// Do one task for a parent process of this program.
+    #[command(hide = true)]
+    Worker(worker::Arguments),
 }
 
 /// How a command that did not fail ended.
@@ -71,6 +75,7 @@ impl Cli {
             Command::Explain(arguments) => explain::run(&arguments),
             Command::Show(arguments) => show::run(&arguments),
             Command::Plugin(arguments) => plugin::run(&arguments),
+            Command::Worker(arguments) => worker::run(&arguments),
         }
     }
 }

@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 
 use super::{Outcome, print, table};
-use entropic::plugin::{self, Fetched, KNOWN, Known};
+use entropic::plugin::{self, Fetched, Found, KNOWN, Known, Origin};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -13,8 +13,12 @@ pub(super) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// List the known plugins: where they are, and the version of the PJRT API that they speak.
-    List,
+    /// List plugins: where they are, the version of the PJRT API that they speak, and whether their files are the pinned
+    /// ones. Of several of one name, the first is the one that the name means.
+    List {
+        /// Known names, or paths of libraries; every known plugin if none are given.
+        plugins: Vec<String>,
+    },
     /// Download a known plugin with pip, check its SHA-256, and put it where the other commands look for it.
     Fetch {
         /// Which one.
@@ -25,36 +29,67 @@ enum Command {
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
     match &arguments.command {
-        Command::List => list(),
+        Command::List { plugins } => list(plugins),
         Command::Fetch { name } => fetch(name),
     }
 }
 
-fn list() -> anyhow::Result<Outcome> {
-    let mut table = table(&["plugin", "package", "PJRT API", "library"]);
-    for known in KNOWN {
-        let path = known.location()?;
-        let version = match plugin::find(known.name) {
-            Err(_) => "not fetched".to_owned(),
-            Ok(path) => match pjrt::Plugin::load(&path) {
-                Ok(plugin) => plugin.api_version().to_string(),
-                Err(error) => format!("does not load: {error}"),
-            },
-        };
+fn list(plugins: &[String]) -> anyhow::Result<Outcome> {
+    let mut table = table(&["plugin", "found in", "PJRT API", "files", "library"]);
+    let mut row = |name: &str, found: &Found, known: Option<&Known>| {
+        // Only the version is read: initialising a plugin may lock its devices, or fail without them.
+        let version = pjrt::Plugin::api_version_of(&found.path);
+        let version = version.map_or_else(|error| format!("does not load: {error}"), |version| version.to_string());
         table.add_row([
-            known.name.to_owned(),
-            format!("{} {}", known.package, known.version),
+            name.to_owned(),
+            found.origin.to_string(),
             version,
-            path.display().to_string(),
+            known.map_or_else(|| "unknown".to_owned(), |known| integrity(known, found)),
+            found.path.display().to_string(),
         ]);
+    };
+    let mut missing = Vec::new();
+    if plugins.is_empty() {
+        for known in KNOWN {
+            let found = known.found(true);
+            found.iter().for_each(|found| row(known.name, found, Some(known)));
+            if found.is_empty() {
+                missing.push(known);
+            }
+        }
+    }
+    for given in plugins {
+        let found = plugin::locate(given)?;
+        let library = found.path.file_name().unwrap_or_default();
+        let known = KNOWN.iter().find(|known| known.name == given || library == known.library);
+        row(given, &found, known);
+    }
+    for known in missing {
+        let package = format!("{} {}", known.package.name, known.package.version);
+        let hint = format!("`entropic plugin fetch {}` gets {package}", known.name);
+        table.add_row([known.name.to_owned(), "nowhere".to_owned(), String::new(), String::new(), hint]);
     }
     print(&format!("{table}\n"))?;
     Ok(Outcome::Done)
 }
 
+/// Whether a plugin's files are those that a fetch would install.
+fn integrity(known: &Known, found: &Found) -> String {
+    if known.package.build().is_none() {
+        return "none pinned for this machine".to_owned();
+    }
+    match (plugin::differing(known, found).as_slice(), found.origin) {
+        ([], _) => format!("pinned: {} {}", known.package.name, known.package.version),
+        (files, Origin::PluginDir | Origin::Cache) => format!("NOT the pinned ones: {}", files.join(", ")),
+        // Another release is nothing to worry about there.
+        (_, Origin::Given | Origin::Python) => "not the pinned release".to_owned(),
+    }
+}
+
 fn fetch(name: &str) -> anyhow::Result<Outcome> {
     let known = Known::by_name(name).ok_or_else(|| anyhow::anyhow!("there is no plugin {name:?}"))?;
-    eprintln!("fetching {} {} with pip", known.package, known.version);
+    let packages: Vec<_> = known.packages().map(|p| format!("{} {}", p.name, p.version)).collect();
+    eprintln!("fetching {} with pip", packages.join(", "));
     let line = match plugin::fetch(known)? {
         Fetched::Present(path) => format!("{} (was there already)\n", path.display()),
         Fetched::New(path) => format!("{}\n", path.display()),

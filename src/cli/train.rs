@@ -26,7 +26,7 @@ pub(super) struct Arguments {
     #[arg(long, default_value_t = 0)]
     seed: u32,
     /// The plugin to run on: a known name, or the path of a library.
-    #[arg(long, default_value = "cpu", value_name = "cpu|PATH")]
+    #[arg(long, default_value = "cpu", value_name = "cpu|cuda|tpu|PATH")]
     plugin: String,
     /// Train the step as it is, without a controller.
     #[arg(long, conflicts_with = "policy")]

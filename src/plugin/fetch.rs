@@ -1,9 +1,9 @@
 //! Fetching a known plugin through `pip download`.
 //!
 //! pip is the client of the package index, so that its mirrors, proxies and
-//! certificates apply. Package and library are compared with pinned SHA-256 sums, the
-//! library appears under its final name only when it is complete, and two fetches
-//! at the same time do no harm.
+//! certificates apply. Packages and what is unpacked from them are compared with pinned SHA-256 sums, files
+//! appear under their final names only when all of them are complete, the library last, and two
+//! fetches at the same time do no harm.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -11,9 +11,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use sha2::{Digest, Sha256};
+use tempfile::NamedTempFile;
 use thiserror::Error;
 
-use super::{FindError, Known};
+use super::{Build, FindError, Found, Known, Member, Origin, Package, PythonTags};
 use crate::files;
 
 /// What [`fetch`] did.
@@ -95,56 +96,112 @@ pub enum FetchError {
     },
 }
 
-/// Downloads a known plugin to its [location](Known::location), unless it is there already.
+/// Downloads a known plugin to its [place](Known::place), unless all of it is there already.
 ///
 /// # Errors
 ///
 /// See [`FetchError`].
 pub fn fetch(known: &'static Known) -> Result<Fetched, FetchError> {
-    let target = known.location()?;
-    let build = known.build().ok_or(FetchError::NoBuild {
-        package: known.package,
-        version: known.version,
-        os: std::env::consts::OS,
-        arch: std::env::consts::ARCH,
-    })?;
-    if target.is_file() && file_sum(&target).is_ok_and(|sum| sum == build.library_sha256) {
-        return Ok(Fetched::Present(target));
+    let place = known.place()?;
+    for package in known.packages() {
+        package.build().ok_or(FetchError::NoBuild {
+            package: package.name,
+            version: package.version,
+            os: std::env::consts::OS,
+            arch: std::env::consts::ARCH,
+        })?;
     }
-    let folder = files::parent(&target);
+    if differing(known, &place).is_empty() {
+        return Ok(Fetched::Present(place.path));
+    }
+    let folder = files::parent(&place.path);
     private_folder(folder).map_err(|source| FetchError::Io { path: folder.to_owned(), source })?;
     let failed = |source| FetchError::Io { path: folder.to_owned(), source };
     let scratch = tempfile::Builder::new().prefix(".fetch-").tempdir_in(folder).map_err(failed)?;
-    let package = download(known, scratch.path())?;
-    let name = package.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let found = file_sum(&package).map_err(failed)?;
-    if found != build.package_sha256 {
-        return Err(FetchError::Sum { what: name, found, expected: build.package_sha256 });
+    // The library is what a search for the plugin looks at, so it comes last: the tools are there by then.
+    let mut unpacked = Vec::new();
+    for package in known.packages() {
+        unpacked.extend(unpack(package, scratch.path())?);
     }
-    let mut library = tempfile::NamedTempFile::new_in(scratch.path()).map_err(failed)?;
-    let found = extract(&package, known.member, &mut library)
-        .map_err(|message| FetchError::Package { package: name.clone(), message })?;
-    if found != build.library_sha256 {
-        return Err(FetchError::Sum {
-            what: format!("{} in {name}", known.member),
-            found,
-            expected: build.library_sha256,
-        });
+    for (file, target) in unpacked.into_iter().rev() {
+        let target = folder.join(target);
+        private_folder(files::parent(&target)).map_err(failed)?;
+        file.persist(&target).map_err(|e| failed(e.error))?;
     }
-    library.as_file().sync_all().map_err(failed)?;
-    library.persist(&target).map_err(|e| failed(e.error))?;
-    Ok(Fetched::New(target))
+    Ok(Fetched::New(place.path))
+}
+
+/// The files of a known plugin that are missing, or are not the pinned ones for this machine. Where this program puts
+/// plugins, the tools beside the library count as well; elsewhere they are somebody else's.
+#[must_use]
+pub fn differing(known: &Known, found: &Found) -> Vec<&'static str> {
+    let folder = files::parent(&found.path);
+    let count = match found.origin {
+        Origin::PluginDir | Origin::Cache => usize::MAX,
+        Origin::Given | Origin::Python => 1,
+    };
+    let differs =
+        |(member, sum): &(&Member, &str)| !file_sum(&folder.join(member.target)).is_ok_and(|found| found == *sum);
+    known.files().take(count).filter(differs).map(|(member, _)| member.target).collect()
+}
+
+/// Downloads a package into a folder and unpacks its members there, compared with their sums and synced to disk.
+fn unpack(package: &'static Package, scratch: &Path) -> Result<Vec<(NamedTempFile, &'static str)>, FetchError> {
+    let failed = |source| FetchError::Io { path: scratch.to_owned(), source };
+    let Some(build) = package.build() else { return Ok(Vec::new()) };
+    let folder = tempfile::tempdir_in(scratch).map_err(failed)?;
+    let wheel = download(package, build, folder.path())?;
+    let name = wheel.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let found = file_sum(&wheel).map_err(failed)?;
+    if found != build.sha256 {
+        return Err(FetchError::Sum { what: name, found, expected: build.sha256 });
+    }
+    let mut unpacked = Vec::new();
+    for (member, expected) in package.files() {
+        let mut file = NamedTempFile::new_in(scratch).map_err(failed)?;
+        let found = extract(&wheel, member.source, &mut file)
+            .map_err(|message| FetchError::Package { package: name.clone(), message })?;
+        if found != expected {
+            return Err(FetchError::Sum { what: format!("{} in {name}", member.source), found, expected });
+        }
+        #[cfg(unix)]
+        if member.executable {
+            let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+            file.as_file().set_permissions(permissions).map_err(failed)?;
+        }
+        file.as_file().sync_all().map_err(failed)?;
+        unpacked.push((file, member.target));
+    }
+    Ok(unpacked)
 }
 
 /// Has pip put the package into `folder`; returns the file.
-fn download(known: &Known, folder: &Path) -> Result<PathBuf, FetchError> {
-    let python = find_pip(known.package)?;
-    let requirement = format!("{}=={}", known.package, known.version);
-    let arguments = ["-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet", "--dest"];
-    let shown = format!("{python} -m pip download --no-deps --only-binary=:all: {requirement}");
+///
+/// pip is told which wheel, and not left to choose one for the Python that it runs in.
+fn download(package: &Package, build: &Build, folder: &Path) -> Result<PathBuf, FetchError> {
+    let python = find_pip(package.name)?;
+    let requirement = format!("{}=={}", package.name, package.version);
+    let PythonTags { implementation, abi } = package.python;
+    let arguments = [
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--python-version",
+        "3.11",
+        "--implementation",
+        implementation,
+        "--abi",
+        abi,
+        "--platform",
+        build.platform,
+    ];
+    let shown = format!("{python} {} {requirement}", arguments.join(" "));
     let pip = |message| FetchError::Pip { command: shown.clone(), message };
-    let output =
-        Command::new(&python).args(arguments).arg(folder).arg(&requirement).output().map_err(|e| pip(e.to_string()))?;
+    let mut command = Command::new(&python);
+    command.args(arguments).args(["--quiet", "--disable-pip-version-check", "--dest"]).arg(folder).arg(&requirement);
+    let output = command.output().map_err(|e| pip(e.to_string()))?;
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stderr);
         let lines: Vec<_> = text.lines().map(str::trim).filter(|l| !l.is_empty()).collect();

@@ -348,19 +348,6 @@ fn an_interrupted_run_ends_in_order() {
 }
 
 #[test]
-fn plugin_list_names_the_pinned_plugin() {
-    let said = succeed(&root(), "plugin list");
-    assert!(said.contains("cpu") && said.contains("xla-cpu-pjrt 0.0.1") && said.contains("0.81"), "{said}");
-}
-
-#[test]
-fn a_plugin_may_be_given_by_path() {
-    let at = workplace();
-    let path = entropic::plugin::find("cpu").expect("the CPU plugin is missing: run `make plugin`");
-    succeed(at.path(), &format!("train mlp --data text --steps 1 --no-control --out run --plugin {}", path.display()));
-}
-
-#[test]
 fn reading_leaves_no_trace() {
     let at = workplace();
     let before = listing(at.path());

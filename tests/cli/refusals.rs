@@ -6,7 +6,7 @@ use std::path::Path;
 use hlo::build::Builder;
 use hlo::{Module, PrimitiveType, Shape};
 
-use super::{Ran, corpus, listing, model, program, run, workplace};
+use super::{Ran, corpus, listing, model, run, workplace};
 
 /// Runs `line` (words) and expects a refusal that contains all of `parts`.
 fn refused(at: &Path, line: &str, parts: &[&str]) {
@@ -16,7 +16,7 @@ fn refused(at: &Path, line: &str, parts: &[&str]) {
     assert_eq!(listing(at), before, "`{line}` left something behind");
 }
 
-fn check(ran: &Ran, line: &str, parts: &[&str]) {
+pub(super) fn check(ran: &Ran, line: &str, parts: &[&str]) {
     assert_eq!(ran.code, Some(1), "`{line}`: {}\n{}", ran.err, ran.out);
     let errors: Vec<_> = ran.err.lines().filter(|l| l.starts_with("error: ")).collect();
     let [error] = errors.as_slice() else { panic!("`{line}` must say why in one paragraph:\n{}", ran.err) };
@@ -194,56 +194,6 @@ fn plugins_that_are_none() {
     ] {
         refused(at.path(), &format!("{train} {plugin}"), parts);
     }
-}
-
-#[test]
-fn a_missing_plugin_says_how_to_get_it() {
-    let at = workplace();
-    for line in ["train mlp --data text --steps 1 --out run", "inject mlp -o out --verify"] {
-        let before = listing(at.path());
-        let words: Vec<_> = line.split_whitespace().collect();
-        let ran: Ran =
-            program(at.path()).env("ENTROPIC_PLUGIN_DIR", at.path().join("none")).args(words).output().unwrap().into();
-        check(&ran, line, &["xla_cpu_pjrt.so", "entropic plugin fetch cpu", "make plugin"]);
-        assert_eq!(listing(at.path()), before);
-    }
-}
-
-#[test]
-fn fetching_without_pip_says_so() {
-    let at = workplace();
-    let target = at.path().join("plugins");
-    let ran: Ran = program(at.path())
-        .env("ENTROPIC_PLUGIN_DIR", &target)
-        .env("PATH", at.path())
-        .args(["plugin", "fetch", "cpu"])
-        .output()
-        .unwrap()
-        .into();
-    check(&ran, "plugin fetch cpu", &["pip is needed", "no `python3`", "install python3"]);
-    assert!(!target.join("xla_cpu_pjrt.so").exists());
-}
-
-#[cfg(unix)]
-#[test]
-fn a_download_that_is_not_the_pinned_one_is_not_installed() {
-    use std::os::unix::fs::PermissionsExt;
-    let at = workplace();
-    // A python that "downloads" something else.
-    let script = "#!/bin/sh\nwhile [ $# -gt 0 ]; do [ \"$1\" = --dest ] && echo fake > \"$2/a.whl\"; shift; done\n";
-    let python = at.path().join("python3");
-    fs::write(&python, script).unwrap();
-    fs::set_permissions(&python, fs::Permissions::from_mode(0o755)).unwrap();
-    let target = at.path().join("plugins");
-    let ran: Ran = program(at.path())
-        .env("ENTROPIC_PLUGIN_DIR", &target)
-        .env("PATH", at.path())
-        .args(["plugin", "fetch", "cpu"])
-        .output()
-        .unwrap()
-        .into();
-    check(&ran, "plugin fetch cpu", &["SHA-256", "pinned", "Nothing was installed"]);
-    assert_eq!(listing(&target), []);
 }
 
 #[test]

@@ -62,5 +62,5 @@ pub use error::{Code, Error, LoadFailure, Result};
 pub use event::Event;
 pub use executable::{ArraySpec, Executable, ExecuteOptions, Execution};
 pub use options::{CompileOptions, DeviceAssignment, OptionValue};
-pub use plugin::{ApiVersion, Plugin};
+pub use plugin::{ApiVersion, Plugin, preload};
 pub use value::NamedValue;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, LoadFailure, Result};
 use crate::inspect;
 use crate::sys::{self, Api};
 use crate::value::NamedValue;
@@ -38,7 +38,28 @@ struct Inner {
 /// Every plugin loaded so far. Initialisation must happen once per library, and a library never goes away.
 static LOADED: Mutex<Vec<Plugin>> = Mutex::new(Vec::new());
 
+/// Loads a shared library that a plugin will open by its bare name, for the life of the process: the linker finds it by
+/// that name from then on, wherever the file lies. Libraries that it is linked with must be loadable or loaded before.
+///
+/// # Errors
+///
+/// As for a plugin: no such file, no shared library, another processor, refused by the dynamic linker.
+pub fn preload(library: &Path) -> std::result::Result<(), LoadFailure> {
+    sys::preload(&inspect::check(library)?)
+}
+
 impl Plugin {
+    /// The version of the PJRT C API that the library at `path` was built with, read without initialising the plugin: no
+    /// device is looked for, and none is locked. The library stays loaded.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Load`], as for [`Plugin::load`].
+    pub fn api_version_of(path: &Path) -> Result<ApiVersion> {
+        let api = inspect::check(path).and_then(|file| sys::open(&file));
+        api.map(Api::version).map_err(|reason| Error::Load { path: path.to_owned(), reason })
+    }
+
     /// Loads the library at `path`, checks its API version and initialises it. A library loaded before is not
     /// initialised again.
     ///

@@ -564,3 +564,24 @@ fn a_plugin_is_loaded_once() {
     assert_eq!(first.path(), second.path());
     assert_eq!(second.path(), plugin_file().canonicalize().unwrap());
 }
+
+#[test]
+fn a_version_is_read_without_initialising() {
+    assert_eq!(Plugin::api_version_of(&plugin_file()).unwrap(), plugin().api_version());
+    let folder = tempfile::tempdir().unwrap();
+    let error = Plugin::api_version_of(&folder.path().join("absent.so")).unwrap_err();
+    assert!(matches!(error, Error::Load { reason: LoadFailure::Missing, .. }), "{error}");
+}
+
+#[test]
+fn libraries_are_loaded_beforehand_or_refused() {
+    // It is loaded already, so it loads again.
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let libc = maps.split_whitespace().find(|word| word.contains("/libc.so") || word.contains("/libc-")).unwrap();
+    pjrt::preload(Path::new(libc)).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let text = folder.path().join("libcudart.so.13");
+    assert_eq!(pjrt::preload(&text), Err(LoadFailure::Missing));
+    std::fs::write(&text, "INPUT(elsewhere)").unwrap();
+    assert!(matches!(pjrt::preload(&text), Err(LoadFailure::NotALibrary { .. })));
+}

@@ -28,6 +28,6 @@ pub(crate) use api::Api;
 pub(crate) use buffer::{HostCopy, buffer_from_host};
 pub(crate) use client::{DeviceRef, addressable_devices, devices};
 pub(crate) use executable::{Loaded, compile, deserialize};
-pub(crate) use library::open;
+pub(crate) use library::{open, preload};
 pub(crate) use object::{ClientHandle, Owned};
 pub(crate) use program::{Compiled, Topology};

@@ -1,0 +1,19 @@
+//! `entropic worker`: the program's own child process, see [`entropic::isolate`].
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::Outcome;
+use entropic::isolate;
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// The folder of the job.
+    folder: PathBuf,
+}
+
+pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
+    isolate::serve(&arguments.folder)?;
+    Ok(Outcome::Done)
+}
