@@ -28,7 +28,7 @@ fn main() -> Result<()> {
 fn compare(path: &Path, name: &str, policy: &Policy) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let plain = Bundle::open(path)?;
-    let controlled = Model::open(path)?.inject(policy)?;
+    let controlled = Model::open(path)?.inject(policy, entropic::target::Platform::Cpu)?;
     let plain_setup = support::setup(plain.clone(), &folder.path().join("plain"))?;
     let setup = support::setup(controlled.clone(), &folder.path().join("controlled"))?;
     let mut first = Bare::new(&plain_setup, &plain)?;

@@ -5,6 +5,7 @@
 //! [`hlo`], the device in [`pjrt`]; this is the only room that touches files,
 //! the environment and the clock.
 
+pub mod audit;
 pub mod bundle;
 pub mod data;
 pub mod engine;
@@ -15,5 +16,6 @@ pub mod isolate;
 pub mod model;
 pub mod plugin;
 pub mod report;
+pub mod target;
 pub mod train;
 pub mod verify;

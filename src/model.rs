@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use hlo::Module;
-use passes::inject::{Discover, InjectOptions, inject_step};
+use passes::inject::{Discover, inject_step};
 use passes::inline_calls::InlineCalls;
 use passes::layout::ArrayKind;
 use passes::{Context, InjectError, Pipeline, PipelineError, Policy, TrainStep};
@@ -11,6 +11,7 @@ use thiserror::Error;
 
 use crate::bundle::manifest::{Controller, Input, InputRole, Output, OutputRole};
 use crate::bundle::{self, Bundle, BundleError, CheckError, Dtype, Manifest, check};
+use crate::target::Platform;
 
 /// A bundle or a bare module.
 #[derive(Debug, Clone)]
@@ -149,17 +150,18 @@ impl Model {
         Ok(Found { module, manifest, step })
     }
 
-    /// Injects the controller. The result is a bundle in the folder of this model, not saved yet.
+    /// Injects the controller, emitted as the compiler of `platform` likes it. The result is a bundle in the folder of this
+    /// model, not saved yet.
     ///
     /// # Errors
     ///
     /// Where no step is found, a pass refuses, or there is a controller already.
-    pub fn inject(&self, policy: &Policy) -> Result<Bundle, ModelError> {
+    pub fn inject(&self, policy: &Policy, platform: Platform) -> Result<Bundle, ModelError> {
         if self.is_controlled() {
             return Err(ModelError::Controlled { path: self.path().to_owned() });
         }
         let Found { mut module, mut manifest, step } = self.find()?;
-        let injection = inject_step(&mut module, step, policy, InjectOptions::default(), &mut |_, _, _| {})
+        let injection = inject_step(&mut module, step, policy, platform.emission(), &mut |_, _, _| {})
             .map_err(|source| ModelError::Inject { path: self.path().to_owned(), source: Box::new(source) })?;
         let layout = injection.layout;
         let array = |element_type: &str, dims: &[i64]| {
@@ -183,7 +185,7 @@ impl Model {
             let role = if output.kind == ArrayKind::Telemetry { OutputRole::Telemetry } else { OutputRole::Control };
             manifest.outputs.push(Output { name: output.name.clone(), dtype, shape, role, input });
         }
-        manifest.controller = Some(Controller { policy: policy.clone(), layout });
+        manifest.controller = Some(Controller { policy: policy.clone(), platform, layout });
         check::check(&manifest, &module).map_err(|source| self.describe_error(source))?;
         let folder = match self {
             Self::Bundle(bundle) => bundle.folder.clone(),

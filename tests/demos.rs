@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use entropic::model::Model;
+use entropic::target::Platform;
 use entropic::train::{self, Corruption, Fault, GateReason, Observer, Options, StepRecord, Summary};
 use passes::Policy;
 
@@ -36,7 +37,7 @@ fn train(model: &Path, policy: &str, steps: u64, corruption: Option<Corruption>)
     let folder = tempfile::tempdir().unwrap();
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let options = Options {
-        bundle: Model::open(model).unwrap().inject(&Policy::parse(policy).unwrap()).unwrap(),
+        bundle: Model::open(model).unwrap().inject(&Policy::parse(policy).unwrap(), Platform::Cpu).unwrap(),
         policy: None,
         data: ["src", "crates", "passes"].map(|part| root.join(part)).to_vec(),
         steps,

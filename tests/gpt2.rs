@@ -10,6 +10,7 @@ use std::path::Path;
 use entropic::bundle::Bundle;
 use entropic::engine::Engine;
 use entropic::model::Model;
+use entropic::target::Platform;
 use passes::Policy;
 
 /// The controlled step under a policy that emits every pass.
@@ -18,7 +19,7 @@ fn controlled(name: &str) -> Bundle {
     let inputs = model.module().entry_computation().parameters().len();
     let mut policy = Policy::default();
     policy.scale.tensors.insert("*".to_owned(), 1.0);
-    let controlled = model.inject(&policy).unwrap();
+    let controlled = model.inject(&policy, Platform::Cpu).unwrap();
     let tensors = &controlled.manifest.controller.as_ref().unwrap().layout.tensors;
     assert_eq!(tensors.len(), 148);
     assert_eq!(tensors.iter().map(|t| t.elements).sum::<u64>(), 124_475_904);

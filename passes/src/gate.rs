@@ -5,6 +5,10 @@
 //! `[states]` overrides them. A state that serves both ways is held unless the policy
 //! says otherwise; one without a class is refused with the policy lines that would assign it.
 //! Under a policy that refuses nothing, nothing is emitted.
+//!
+//! For GPU the predicate over each shape of at most [`SHARED_LIMIT`] elements is kept a value of its own by an
+//! `opt-barrier`. XLA's GPU compiler puts kernels together that read one array: the updates of all small tensors of a shape,
+//! each a kernel in the step as it was, become a few. A scalar that they all read does not bring that about.
 
 use std::collections::HashMap;
 
@@ -22,7 +26,12 @@ use crate::values::{Spread, materialise, replace_outputs};
 pub struct Gate {
     /// The policy, for its classes and for whether anything can be refused.
     pub policy: Policy,
+    /// Whether small states of one shape share an array of the predicate.
+    pub shared: bool,
 }
+
+/// Up to this many elements states share an array of the predicate; above, reading it would cost more than launches do.
+pub const SHARED_LIMIT: u64 = 1 << 16;
 
 impl Pass for Gate {
     fn name(&self) -> &'static str {
@@ -40,7 +49,7 @@ impl Pass for Gate {
         let mut replacements = HashMap::new();
         let mut b = Builder::at_entry(module);
         b.set_scope("entropic.gate", "entropic/gate");
-        let mut applied = Spread::new(applied);
+        let mut applied = Spread::new(applied).own_up_to(if self.shared { SHARED_LIMIT } else { 0 });
         for (state, decided) in step.states.iter().zip(&states) {
             if !decided.held {
                 continue;

@@ -24,6 +24,8 @@ use crate::switch_optimizer::SwitchOptimizer;
 pub struct InjectOptions {
     /// How sums over gradients are emitted; a property of the target.
     pub reduction: ReductionStyle,
+    /// Whether small states of one shape share an array of the gate's predicate, see [`Gate`]; a property of the target.
+    pub shared_predicates: bool,
 }
 
 /// What came of an injection.
@@ -80,7 +82,7 @@ fn add_control(pipeline: Pipeline, policy: &Policy, options: InjectOptions) -> P
         if policy.scales_momentum() { measured.with(ScaleMomentum { policy: policy.clone() }) } else { measured };
     let switched = if policy.switch.enabled { momentum.with(SwitchOptimizer) } else { momentum };
     let scaled = if policy.scales() { switched.with(ScaleUpdates) } else { switched };
-    let gated = scaled.with(Gate { policy: policy.clone() });
+    let gated = scaled.with(Gate { policy: policy.clone(), shared: options.shared_predicates });
     let kept = if policy.rollback.keeps_snapshot() { gated.with(Rollback) } else { gated };
     kept.with(AppendState)
 }

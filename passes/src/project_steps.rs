@@ -86,7 +86,7 @@ impl ProjectSteps {
         let measured = if self.rate == SwitchRate::Nearest { along } else { taken };
         let square = e.b.multiply(measured, measured)?;
         let product = e.b.multiply(taken, along)?;
-        let [energy, product] = e.fold([sum(square, "step_energy"), sum(product, "step_product")], short)?;
+        let [energy, product] = e.fold([sum(square, "step_energy"), sum(product, "step_product")], 0, short)?;
         Ok((energy, product))
     }
 }

@@ -52,11 +52,17 @@ pub(crate) fn scalar(b: &mut Builder<'_>, value: Value, wide: PrimitiveType) -> 
 pub(crate) struct Spread {
     predicate: InstructionId,
     made: Vec<(Shape, InstructionId)>,
+    /// Up to this many elements, an array of the predicate is a value of its own, behind an `opt-barrier`.
+    own_up_to: u64,
 }
 
 impl Spread {
     pub(crate) fn new(predicate: InstructionId) -> Self {
-        Self { predicate, made: Vec::new() }
+        Self { predicate, made: Vec::new(), own_up_to: 0 }
+    }
+
+    pub(crate) fn own_up_to(self, elements: u64) -> Self {
+        Self { own_up_to: elements, ..self }
     }
 
     /// The predicate over the dimensions and the layout of `like`.
@@ -65,7 +71,10 @@ impl Spread {
         if let Some(&(_, made)) = self.made.iter().find(|(known, _)| *known == shape) {
             return Ok(made);
         }
-        let made = b.broadcast_scalar_like(self.predicate, like)?;
+        let mut made = b.broadcast_scalar_like(self.predicate, like)?;
+        if shape.num_elements() <= self.own_up_to && shape.rank() > 0 {
+            made = b.emit_with(Opcode::OptimizationBarrier, &[made], shape.clone(), Default::default(), Vec::new())?;
+        }
         self.made.push((shape, made));
         Ok(made)
     }

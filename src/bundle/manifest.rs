@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::Dtype;
+use crate::target::Platform;
 
 /// The version that this program reads and writes.
 pub const FORMAT_VERSION: u64 = 1;
@@ -172,6 +173,9 @@ pub enum DataKind {
 pub struct Controller {
     /// The policy it was injected with.
     pub policy: Policy,
+    /// Whose compiler it was emitted for. It computes the same elsewhere, slower or less exactly.
+    #[serde(default)]
+    pub platform: Platform,
     /// Where its state, policy numbers and telemetry are among inputs and outputs.
     pub layout: ControllerLayout,
 }

@@ -11,6 +11,7 @@ use entropic::bundle::manifest::Controller;
 use entropic::engine::Engine;
 use entropic::files;
 use entropic::model::Model;
+use entropic::target::Target;
 use entropic::verify;
 use indicatif::HumanBytes;
 use passes::layout::ArrayKind;
@@ -29,6 +30,10 @@ pub(super) struct Arguments {
     /// is given.
     #[arg(long, value_name = "FILE|default|article|monitor")]
     policy: Option<PathBuf>,
+    /// What the result will be compiled for: cpu, a100, h100, h200, tpu-v4, tpu-v5e, tpu-v5p, tpu-v6e. Compilers differ in
+    /// how sums over a gradient should be written; any of them takes any result.
+    #[arg(long, default_value = "cpu", value_name = "TARGET")]
+    target: Target,
     /// Run both modules for 20 steps under a neutral policy and compare every output bit for bit; nothing is written
     /// where they differ.
     #[arg(long)]
@@ -46,7 +51,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
     if into_itself {
         bail!("the output {} is the model itself; choose another path", arguments.output.display());
     }
-    let injected = model.inject(&policy)?;
+    let injected = model.inject(&policy, arguments.target.platform())?;
     let mut text = String::new();
     if arguments.verify {
         let found = model.find()?;

@@ -3,6 +3,7 @@
 //! A command returns what it wants to say on failure as one chain of causes, which `main` prints as one
 //! paragraph. Results go to standard output, progress and errors to standard error.
 
+mod audit;
 mod explain;
 mod inject;
 mod inspect;
@@ -39,6 +40,8 @@ enum Command {
     Inspect(inspect::Arguments),
     /// Put the controller into a train step.
     Inject(inject::Arguments),
+    /// Compile a step for a target without and with control, and compare what is launched, moved and kept.
+    Audit(audit::Arguments),
     /// Train a model bundle on text, under control.
     Train(train::Arguments),
     /// Say in words what the controller saw and did in one step of a run.
@@ -71,6 +74,7 @@ impl Cli {
         match self.command {
             Command::Inspect(arguments) => inspect::run(&arguments),
             Command::Inject(arguments) => inject::run(&arguments),
+            Command::Audit(arguments) => audit::run(&arguments),
             Command::Train(arguments) => train::run(arguments),
             Command::Explain(arguments) => explain::run(&arguments),
             Command::Show(arguments) => show::run(&arguments),

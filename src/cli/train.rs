@@ -10,6 +10,7 @@ use super::inject::read_policy;
 use super::{Outcome, print, progress::Progress, table};
 use entropic::bundle::Bundle;
 use entropic::model::Model;
+use entropic::target::Platform;
 use entropic::train::{self, Corruption, Ending, Options, Share, Summary};
 
 #[derive(Debug, Args)]
@@ -67,7 +68,7 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<Outcome> {
         (false, true) => (bundle, None),
         (false, false) => {
             let policy = policy.unwrap_or_default();
-            (Model::Bundle(Box::new(bundle)).inject(&policy)?, None)
+            (Model::Bundle(Box::new(bundle)).inject(&policy, Platform::of_plugin(&arguments.plugin))?, None)
         }
     };
     ctrlc::set_handler(|| {

@@ -35,6 +35,7 @@ pub fn serve(folder: &Path) -> Result<(), ServeError> {
     end_with_parent();
     match serde_json::from_slice(&request)? {
         Request::Convert(task) => reply(&task, folder),
+        Request::Compile(task) => reply(&task, folder),
     }
 }
 

@@ -32,6 +32,8 @@ pub use child::{ServeError, paragraph, serve};
 pub enum Request {
     /// StableHLO becomes HLO.
     Convert(crate::input::Convert),
+    /// A module is compiled for a target.
+    Compile(crate::audit::Compile),
 }
 
 /// A piece of work for a child.

@@ -22,6 +22,23 @@ pub(super) struct Gradient {
     pub(super) elements: u64,
 }
 
+/// Gradients that are measured together: one, or several of the same dimensions.
+pub(super) struct Stack {
+    /// Positions of the gradients.
+    pub(super) members: Vec<usize>,
+    /// The gradient in `f32`; where there are several, they are its rows.
+    pub(super) value: InstructionId,
+    /// What it is called inside HLO names.
+    pub(super) short: String,
+    /// What it is called in the names of operations.
+    name: String,
+    /// How many elements each gradient has.
+    pub(super) elements: u64,
+}
+
+/// As many gradients are stacked at most. A kernel's arguments have a limit, and a compiler's patience has one.
+const STACK_LIMIT: usize = 32;
+
 /// A fold of all elements of an array.
 #[derive(Clone, Copy)]
 pub(crate) struct Fold {
@@ -78,9 +95,60 @@ impl<'m> Emitter<'m> {
     }
 
     /// Names what follows after a gradient.
-    pub(super) fn of(&mut self, gradient: &Gradient) {
-        let op_name = format!("entropic/measure-entropy/{}", gradient.name);
-        self.b.set_scope(&format!("entropic.measure.{}", gradient.short), &op_name);
+    fn name_after(&mut self, short: &str, name: &str) {
+        self.b.set_scope(&format!("entropic.measure.{short}"), &format!("entropic/measure-entropy/{name}"));
+    }
+
+    /// Names what follows after a gradient.
+    pub(super) fn of_one(&mut self, gradient: &Gradient) {
+        self.name_after(&gradient.short, &gradient.name);
+    }
+
+    /// Names what follows after the gradients of a stack.
+    pub(super) fn of(&mut self, stack: &Stack) {
+        self.name_after(&stack.short, &stack.name);
+    }
+
+    /// The gradients as they are measured: each by itself, or, where one variadic `reduce` is the style, those of the same
+    /// dimensions together. A compiler for GPU reads the parts of such a stack where they are, so that however many
+    /// layers there are, their gradients of one shape take one kernel, or two where they are large.
+    pub(super) fn stacks(&mut self, gradients: &[Gradient]) -> Result<Vec<Stack>, BuildError> {
+        let mut alike: Vec<(Vec<i64>, Vec<usize>)> = Vec::new();
+        for (index, gradient) in gradients.iter().enumerate() {
+            let dims = self.b.shape(gradient.value)?.dims().to_vec();
+            let fits = |(known, members): &&mut (Vec<i64>, Vec<usize>)| {
+                self.reduction == ReductionStyle::Variadic && *known == dims && members.len() < STACK_LIMIT
+            };
+            match alike.iter_mut().find(fits) {
+                Some((_, members)) => members.push(index),
+                None => alike.push((dims, vec![index])),
+            }
+        }
+        alike.into_iter().map(|(dims, members)| self.stack(gradients, &dims, members)).collect()
+    }
+
+    fn stack(&mut self, gradients: &[Gradient], dims: &[i64], members: Vec<usize>) -> Result<Stack, BuildError> {
+        let chosen: Vec<&Gradient> = members.iter().filter_map(|&index| gradients.get(index)).collect();
+        let elements = chosen.first().map_or(0, |g| g.elements);
+        let mut rows = Vec::with_capacity(chosen.len());
+        for &gradient in &chosen {
+            self.of_one(gradient);
+            let wide = self.wide(gradient)?;
+            rows.push(if chosen.len() == 1 { wide } else { self.b.reshape(wide, &[&[1], dims].concat())? });
+        }
+        let (first, others) = (chosen.first(), chosen.len().saturating_sub(1));
+        let mut short = first.map_or(String::new(), |g| g.short.clone());
+        let mut name = first.map_or(String::new(), |g| g.name.clone());
+        if others > 0 {
+            short += &format!(".and_{others}");
+            name += &format!(" and {others} more");
+        }
+        self.name_after(&short, &name);
+        let value = match rows.as_slice() {
+            [single] => *single,
+            several => self.b.named(&format!("entropic.stack.{short}")).concatenate(several, 0)?,
+        };
+        Ok(Stack { members, value, short, name, elements })
     }
 
     /// Names what follows after all gradients together.
@@ -99,18 +167,20 @@ impl<'m> Emitter<'m> {
         if self.reduction == ReductionStyle::Shares { apart(&mut self.b, x) } else { Ok(x) }
     }
 
-    /// Folds over arrays of equal dimensions that do not wait for each other, each to a scalar called
-    /// `entropic.NAME.SHORT`: in one variadic reduce where that is the style.
+    /// Folds over arrays of equal dimensions that do not wait for each other, each called `entropic.NAME.SHORT`: in one
+    /// variadic reduce where that is the style. The first `kept` dimensions are left.
     pub(crate) fn fold<const N: usize>(
         &mut self,
         folds: [Fold; N],
+        kept: usize,
         short: &str,
     ) -> Result<[InstructionId; N], BuildError> {
         let mut made = folds.map(|f| f.operand);
+        let rank = folds.first().map_or(Ok(0), |f| self.b.shape(f.operand).map(|shape| shape.rank()))?;
+        let dimensions: Vec<i64> = (kept as i64..rank as i64).collect();
         if N > 1 && self.reduction == ReductionStyle::Variadic {
-            let rank = folds.first().map_or(Ok(0), |f| self.b.shape(f.operand).map(|shape| shape.rank()))?;
             let opcodes = folds.map(|f| f.opcode);
-            let together = self.together(&opcodes, &made, self.zero, (0..rank as i64).collect())?;
+            let together = self.together(&opcodes, &made, self.zero, dimensions)?;
             for (index, (slot, fold)) in made.iter_mut().zip(&folds).enumerate() {
                 *slot = self.b.named(&format!("entropic.{}.{short}", fold.name)).get_tuple_element(together, index)?;
             }
@@ -118,8 +188,10 @@ impl<'m> Emitter<'m> {
         }
         for (slot, fold) in made.iter_mut().zip(&folds) {
             let reducer = self.reducer(fold.opcode, PrimitiveType::F32)?;
+            let attributes = HloInstructionProto { dimensions: dimensions.clone(), ..Default::default() };
             let named = self.b.named(&format!("entropic.{}.{short}", fold.name));
-            *slot = named.reduce_all(fold.operand, self.zero, reducer)?;
+            let operands = [fold.operand, self.zero];
+            *slot = named.emit_with(Opcode::Reduce, &operands, Shape::default(), attributes, vec![reducer])?;
         }
         Ok(made)
     }

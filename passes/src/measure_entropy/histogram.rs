@@ -40,11 +40,11 @@ pub(super) fn emit(
     let mut energies = Vec::with_capacity(gradients.len());
     let mut rows = Vec::with_capacity(gradients.len());
     for gradient in gradients {
-        e.of(gradient);
+        e.of_one(gradient);
         let g = e.wide(gradient)?;
         let square = e.b.multiply(g, g)?;
         let a = e.b.abs(g)?;
-        let [energy] = e.fold([sum(square, "energy")], &gradient.short)?;
+        let [energy] = e.fold([sum(square, "energy")], 0, &gradient.short)?;
         energies.push(energy);
         let reached = reached(e, a, &edges)?;
         let length = e.b.shape(reached)?.num_elements() as i64;

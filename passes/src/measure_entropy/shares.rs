@@ -15,8 +15,8 @@
 //!   at most 44 and a far from both ends. The rounding of both sums counts |c − ln a| times, and h / ln n keeps a part
 //!   that falls with n: up to 1e-5 for gradients at the ends of the range.
 //!
-//! Style `Shares` takes shares, `Variadic` the offset, with S, M and B in one reduce; `Separate` the offset above
-//! [`SHARES_LIMIT`] elements.
+//! Style `Shares` takes shares, `Variadic` the offset, with S, M and B in one reduce, which tensors of the same dimensions
+//! share; `Separate` the offset above [`SHARES_LIMIT`] elements.
 //!
 //! The whole gradient follows by the chain rule with the weights w = Mᵢ/ΣM: h = Σ w·(hᵢ − ln w).
 //!
@@ -25,7 +25,7 @@
 use hlo::InstructionId;
 use hlo::build::{BuildError, Built, ComparisonDirection};
 
-use super::emit::{Emitter, Gradient, sum};
+use super::emit::{Emitter, Gradient, Stack, sum};
 use super::{Measured, ReductionStyle};
 
 /// Up to this many elements [`ReductionStyle::Separate`] takes shares: so small a tensor is read twice from cache.
@@ -59,7 +59,8 @@ impl Mass {
     }
 }
 
-/// Sums over one tensor.
+/// Sums over one tensor, as scalars, or over the tensors of a stack, as vectors.
+#[derive(Clone, Copy)]
 struct Sums {
     /// S.
     energy: InstructionId,
@@ -72,7 +73,20 @@ struct Sums {
 
 /// Energy and entropy of all gradients.
 pub(super) fn emit(e: &mut Emitter<'_>, gradients: &[Gradient], mass: Mass) -> Result<Measured, BuildError> {
-    let sums = gradients.iter().map(|g| tensor(e, g, mass)).collect::<Result<Vec<_>, _>>()?;
+    let mut found = vec![None; gradients.len()];
+    for stack in e.stacks(gradients)? {
+        let sums = stacked(e, &stack, mass)?;
+        for (row, &index) in stack.members.iter().enumerate() {
+            let mut own = |x| if stack.members.len() == 1 { Ok(x) } else { e.b.element(x, row as i64) };
+            let energy = own(sums.energy)?;
+            let mass = if sums.mass == sums.energy { energy } else { own(sums.mass)? };
+            let sums = Sums { energy, mass, weighted: own(sums.weighted)?, shares: sums.shares };
+            if let Some(slot) = found.get_mut(index) {
+                *slot = Some(sums);
+            }
+        }
+    }
+    let sums: Vec<Sums> = found.into_iter().flatten().collect();
     e.of_all();
     let energy = e.b.pack(&sums.iter().map(|s| s.energy).collect::<Vec<_>>())?;
     let masses = match mass {
@@ -86,40 +100,40 @@ pub(super) fn emit(e: &mut Emitter<'_>, gradients: &[Gradient], mass: Mass) -> R
     Ok(Measured { energy, nats: e.b.append(nats, whole)? })
 }
 
-fn tensor(e: &mut Emitter<'_>, gradient: &Gradient, mass: Mass) -> Result<Sums, BuildError> {
-    e.of(gradient);
-    let short = &gradient.short;
-    let g = e.wide(gradient)?;
+fn stacked(e: &mut Emitter<'_>, stack: &Stack, mass: Mass) -> Result<Sums, BuildError> {
+    e.of(stack);
+    let short = &stack.short;
+    let (g, kept) = (stack.value, usize::from(stack.members.len() > 1));
     let square = e.b.multiply(g, g)?;
     let shares = match e.reduction {
         ReductionStyle::Shares => true,
-        ReductionStyle::Separate => gradient.elements <= SHARES_LIMIT,
+        ReductionStyle::Separate => stack.elements <= SHARES_LIMIT,
         ReductionStyle::Variadic => false,
     };
     match (mass, shares) {
         (Mass::Energy, true) => {
-            let [energy] = e.fold([sum(square, "energy")], short)?;
+            let [energy] = e.fold([sum(square, "energy")], kept, short)?;
             let terms = share_terms(e, square, energy)?;
-            let [weighted] = e.fold([sum(terms, "entropy")], short)?;
+            let [weighted] = e.fold([sum(terms, "entropy")], kept, short)?;
             Ok(Sums { energy, mass: energy, weighted, shares })
         }
         (Mass::Energy, false) => {
             let terms = offset_terms(e, square, mass)?;
-            let [energy, weighted] = e.fold([sum(square, "energy"), sum(terms, "entropy")], short)?;
+            let [energy, weighted] = e.fold([sum(square, "energy"), sum(terms, "entropy")], kept, short)?;
             Ok(Sums { energy, mass: energy, weighted, shares })
         }
         (Mass::Magnitude, true) => {
             let a = e.b.abs(g)?;
-            let [energy, mass] = e.fold([sum(square, "energy"), sum(a, "magnitude")], short)?;
+            let [energy, mass] = e.fold([sum(square, "energy"), sum(a, "magnitude")], kept, short)?;
             let terms = share_terms(e, a, mass)?;
-            let [weighted] = e.fold([sum(terms, "entropy")], short)?;
+            let [weighted] = e.fold([sum(terms, "entropy")], kept, short)?;
             Ok(Sums { energy, mass, weighted, shares })
         }
         (Mass::Magnitude, false) => {
             let a = e.b.abs(g)?;
             let terms = offset_terms(e, a, mass)?;
             let folds = [sum(square, "energy"), sum(a, "magnitude"), sum(terms, "entropy")];
-            let [energy, mass, weighted] = e.fold(folds, short)?;
+            let [energy, mass, weighted] = e.fold(folds, kept, short)?;
             Ok(Sums { energy, mass, weighted, shares })
         }
     }

@@ -46,11 +46,11 @@ pub(super) fn emit(
     let mut energies = Vec::with_capacity(gradients.len());
     let mut tops = Vec::with_capacity(gradients.len());
     for gradient in gradients {
-        e.of(gradient);
+        e.of_one(gradient);
         let g = e.wide(gradient)?;
         let square = e.b.multiply(g, g)?;
         let a = e.b.abs(g)?;
-        let [energy, top] = e.fold([sum(square, "energy"), largest(a, "largest")], &gradient.short)?;
+        let [energy, top] = e.fold([sum(square, "energy"), largest(a, "largest")], 0, &gradient.short)?;
         magnitudes.push(a);
         energies.push(energy);
         tops.push(top);
@@ -71,11 +71,11 @@ pub(super) fn emit(
     let mut partitions = Vec::with_capacity(gradients.len());
     let mut weighted = Vec::with_capacity(gradients.len());
     for ((gradient, &a), &top) in gradients.iter().zip(&magnitudes).zip(&tops) {
-        e.of(gradient);
+        e.of_one(gradient);
         let x = exponents(e, a, top, temperature)?;
         let weights = e.b.exp(x)?;
         let terms = e.b.multiply(weights, x)?;
-        let [z, b] = e.fold([sum(weights, "partition"), sum(terms, "weighted")], &gradient.short)?;
+        let [z, b] = e.fold([sum(weights, "partition"), sum(terms, "weighted")], 0, &gradient.short)?;
         partitions.push(z);
         weighted.push(b);
     }

@@ -221,7 +221,8 @@ impl Shape {
     /// Size in bytes of a dense array of this shape, or of all leaves of a tuple.
     #[must_use]
     pub fn byte_size(&self) -> u64 {
-        self.leaves().map(|s| s.num_elements().saturating_mul(s.element_type().bits()).div_ceil(8)).sum()
+        let bytes = |s: Self| s.num_elements().saturating_mul(s.element_type().bits()).div_ceil(8);
+        self.leaves().map(bytes).fold(0, u64::saturating_add)
     }
 
     /// Whether this is an array of a known element type (scalars included).

@@ -1,0 +1,194 @@
+//! `entropic audit`: what control costs on a target, from the target's own compiler.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use anyhow::bail;
+use clap::Args;
+use indicatif::{BinaryBytes, ProgressBar};
+
+use super::inject::read_policy;
+use super::{Outcome, print, table};
+use entropic::audit::kernel::KernelKind;
+use entropic::audit::{Audit, CountedBy, Limits, Side, compile};
+use entropic::files;
+use entropic::isolate::Worker;
+use entropic::model::Model;
+use entropic::target::Target;
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// The bundle or module to audit, without a controller.
+    model: PathBuf,
+    /// What to compile for: cpu, a100, h100, h200, or tpu-v4, tpu-v5e, tpu-v5p, tpu-v6e with a topology such as
+    /// tpu-v5e:4x4. The device need not be here, its plugin must be.
+    #[arg(long, value_name = "TARGET")]
+    target: Target,
+    /// The controller's policy: a TOML file, or one of the policies that come with the program. The default policy if none
+    /// is given.
+    #[arg(long, value_name = "FILE|default|article|monitor")]
+    policy: Option<PathBuf>,
+    /// Print JSON instead of tables: all kernels that differ, and the kernel of every operation of the controller.
+    #[arg(long)]
+    json: bool,
+    /// Write what the compiler made of both steps into this folder: plain.hlo.pb and controlled.hlo.pb.
+    #[arg(long, value_name = "FOLDER")]
+    dump: Option<PathBuf>,
+    /// Fail where control adds more launches than this, those that it saves subtracted.
+    #[arg(long, value_name = "COUNT")]
+    max_extra_kernels: Option<u64>,
+    /// Fail where bytes accessed grow by more than this.
+    #[arg(long, value_name = "PERCENT")]
+    max_extra_bytes: Option<f64>,
+    /// Fail where scratch memory grows by more than this.
+    #[arg(long, value_name = "PERCENT")]
+    max_extra_temp: Option<f64>,
+    /// Fail where control brings the host into the step.
+    #[arg(long)]
+    no_host: bool,
+}
+
+pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
+    let policy = read_policy(arguments.policy.as_deref())?;
+    let model = Model::open(&arguments.model)?;
+    let injected = model.inject(&policy, arguments.target.platform())?;
+    let spinner = ProgressBar::new_spinner().with_message(format!("compiling twice for {}", arguments.target));
+    spinner.enable_steady_tick(std::time::Duration::from_millis(100));
+    let worker = Worker::this_program()?;
+    let both = compile(&worker, &arguments.target, model.module(), "the step without control")
+        .and_then(|plain| Ok((plain, compile(&worker, &arguments.target, &injected.module, "the step under control")?)));
+    spinner.finish_and_clear();
+    let (plain, controlled) = both?;
+    if let Some(folder) = &arguments.dump {
+        files::write(&folder.join("plain.hlo.pb"), &plain.module.export())?;
+        files::write(&folder.join("controlled.hlo.pb"), &controlled.module.export())?;
+    }
+    let audit = Audit::compare(&arguments.target, &plain, &controlled);
+    if arguments.json {
+        print(&(serde_json::to_string_pretty(&audit)? + "\n"))?;
+    } else {
+        print(&describe(&audit))?;
+    }
+    let limits = Limits {
+        extra_kernels: arguments.max_extra_kernels,
+        extra_bytes: arguments.max_extra_bytes,
+        extra_temp: arguments.max_extra_temp,
+        no_host: arguments.no_host,
+    };
+    let exceeded = audit.exceeded(&limits);
+    if !exceeded.is_empty() {
+        bail!("{} for {}: {}", arguments.model.display(), audit.target, exceeded.join("; "));
+    }
+    Ok(Outcome::Done)
+}
+
+fn describe(audit: &Audit) -> String {
+    let (plain, injected) = (&audit.plain, &audit.injected);
+    let mut table = table(&["one step", "plain", "controlled", "difference"]);
+    for kind in KernelKind::ALL {
+        let count = |side: &Side| side.launches.get(&kind).copied().unwrap_or(0);
+        let (before, after) = (count(plain), count(injected));
+        if before + after > 0 {
+            table.add_row([kind.label().to_owned(), before.to_string(), after.to_string(), signed(before, after)]);
+        }
+    }
+    let launches = signed(plain.all_launches, injected.all_launches);
+    table.add_row(["launched in all".to_owned(), plain.all_launches.to_string(), injected.all_launches.to_string(), launches]);
+    let percent = |extra: f64| format!("{extra:+.3}%");
+    let (before, after) = (large(plain.bytes_accessed, "B"), large(injected.bytes_accessed, "B"));
+    table.add_row(["bytes accessed".to_owned(), before, after, percent(audit.extra_bytes())]);
+    let more = if plain.flops == injected.flops { 0.0 } else { (injected.flops / plain.flops - 1.0) * 100.0 };
+    table.add_row(["floating-point operations".to_owned(), large(plain.flops, ""), large(injected.flops, ""), percent(more)]);
+    let (before, after) = (plain.memory, injected.memory);
+    for (label, before, after) in [
+        ("arguments", before.arguments, after.arguments),
+        ("scratch memory", before.temporary, after.temporary),
+        ("donated", before.aliased, after.aliased),
+    ] {
+        let size = |bytes: i64| BinaryBytes(u64::try_from(bytes).unwrap_or(0)).to_string();
+        table.add_row([label.to_owned(), size(before), size(after), format!("{:+} B", after.saturating_sub(before))]);
+    }
+    let kept = format!("{} of {} kept", audit.aliases_kept, plain.aliases);
+    table.add_row(["aliases".to_owned(), plain.aliases.to_string(), injected.aliases.to_string(), kept]);
+    let bytes = |side: &Side| {
+        side.collectives.iter().fold(0_u64, |sum, c| c.bytes.saturating_mul(c.launches).saturating_add(sum))
+    };
+    if bytes(plain) + bytes(injected) > 0 {
+        let size = |side: &Side| BinaryBytes(bytes(side)).to_string();
+        table.add_row(["bytes communicated".to_owned(), size(plain), size(injected), signed(bytes(plain), bytes(injected))]);
+    }
+    let (before, after) = (plain.host.len() as u64, injected.host.len() as u64);
+    table.add_row(["constructs with the host".to_owned(), before.to_string(), after.to_string(), signed(before, after)]);
+    let counted = match audit.counted_by {
+        CountedBy::Compiler => "counted by the compiler",
+        CountedBy::Shapes => "counted from the shapes of the optimized module",
+    };
+    let compiler = audit.compiler.lines().next().unwrap_or_default();
+    let mut text = format!("{table}\ntarget {} ({compiler}); bytes and operations {counted}\n", audit.target);
+    text += &kernels("kernels that only the controlled step has", &audit.added);
+    text += &kernels("kernels that only the plain step has", &audit.removed);
+    text += &placement(audit);
+    for host in audit.extra_host() {
+        text += &format!("brings the host in: %{}, {} ({})\n", host.name, host.what, host.op_name);
+    }
+    for lost in &audit.aliases_lost {
+        text += &format!("alias lost: {lost}\n");
+    }
+    text
+}
+
+/// Kernels by what they are made of, those of the controller alone first.
+fn kernels(title: &str, kernels: &[entropic::audit::kernel::Kernel]) -> String {
+    let (mut control, mut mixed, mut other) = (0_u64, 0_u64, 0_u64);
+    for kernel in kernels {
+        let count = if kernel.is_control() {
+            &mut control
+        } else if kernel.controller_ops.is_empty() {
+            &mut other
+        } else {
+            &mut mixed
+        };
+        *count = count.saturating_add(kernel.launches);
+    }
+    format!(
+        "{title}: {} launches ({control} of the controller alone, {mixed} of it and the step, {other} of the step regrouped)\n",
+        control.saturating_add(mixed).saturating_add(other)
+    )
+}
+
+/// How many of the controller's operations went into kernels of the step, by pass.
+fn placement(audit: &Audit) -> String {
+    let own: BTreeMap<&str, bool> = audit.injected.kernels.iter().map(|k| (k.name.as_str(), k.is_control())).collect();
+    let mut passes: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
+    for (op, kernels) in &audit.controller_ops {
+        let pass = op.split('/').nth(1).unwrap_or_default();
+        let (fused, alone) = passes.entry(pass).or_default();
+        if kernels.iter().any(|name| own.get(name.as_str()) == Some(&false)) {
+            *fused += 1;
+        } else {
+            *alone += 1;
+        }
+    }
+    let mut text = "where the controller's operations went, by what they are for:\n".to_owned();
+    for (pass, (fused, alone)) in passes {
+        text += &format!("  {pass}: {fused} into kernels of the step, {alone} into kernels of their own\n");
+    }
+    text
+}
+
+fn signed(before: u64, after: u64) -> String {
+    if after >= before { format!("+{}", after - before) } else { format!("-{}", before - after) }
+}
+
+/// A large number with a decimal prefix.
+fn large(number: f64, unit: &str) -> String {
+    let prefixes = ["", "k", "M", "G", "T", "P"];
+    let mut scaled = number;
+    let mut index = 0;
+    while scaled >= 1000.0 && index + 1 < prefixes.len() {
+        scaled /= 1000.0;
+        index += 1;
+    }
+    let prefix = prefixes.get(index).copied().unwrap_or_default();
+    format!("{scaled:.3} {prefix}{unit}").trim_end().to_owned()
+}
