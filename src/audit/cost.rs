@@ -5,15 +5,41 @@
 //! updates in place, those of the update, read and written. A product counts two operations per term, a convolution
 //! likewise, a reduction one per element that goes in, other arithmetic one per element that comes out. The products
 //! of cuBLAS are counted; of other library and custom calls nobody here knows what they compute.
+//!
+//! A TPU's compiler brings operands into the vector memory ahead of their use where it has time for that. Such a copy and the
+//! read of it count as bytes accessed, in the compiler's own figure too, although the array crosses the main memory's bus once;
+//! so the bytes of main memory are counted apart.
 
 use hlo::{Computation, Instruction, Module, Opcode, Shape};
 use serde_json::Value;
 
+/// Which memories' bytes are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Memories {
+    /// All.
+    All,
+    /// The device's main memory alone.
+    Main,
+}
+
+impl Memories {
+    /// Whether an array of this shape lies in one of them; a tuple does where its first leaf does.
+    fn hold(self, shape: &Shape) -> bool {
+        let space = |s: Shape| s.0.layout.as_option().map_or(0, |layout| layout.memory_space);
+        self == Self::All || shape.leaves().next().map_or(0, space) == 0
+    }
+
+    fn bytes(self, shape: &Shape) -> u64 {
+        shape.leaves().filter(|leaf| self.hold(leaf)).map(|leaf| leaf.byte_size()).sum_saturating()
+    }
+}
+
 /// Bytes that one launch of `kernel` reads and writes.
-pub(super) fn bytes(module: &Module, within: &Computation, kernel: &Instruction) -> u64 {
+pub(super) fn bytes(module: &Module, within: &Computation, kernel: &Instruction, memories: Memories) -> u64 {
     let body = fused(module, kernel);
     let mut total = 0_u64;
-    for (number, operand) in kernel.operands.iter().filter_map(|&id| within.get(id)).enumerate() {
+    let operands = kernel.operands.iter().filter_map(|&id| within.get(id)).enumerate();
+    for (number, operand) in operands.filter(|(_, operand)| memories.hold(&operand.shape)) {
         let whole = operand.shape.byte_size();
         let read = match (kernel.opcode, body) {
             (Opcode::Fusion, Some(body)) => read_of_parameter(body, number).map_or(whole, |read| read.min(whole)),
@@ -25,11 +51,15 @@ pub(super) fn bytes(module: &Module, within: &Computation, kernel: &Instruction)
         total = total.saturating_add(read);
     }
     let written = match (kernel.opcode, body) {
-        (Opcode::Fusion, Some(body)) => body.outputs().into_iter().map(|id| written_of_output(body, id)).sum_saturating(),
-        (Opcode::DynamicUpdateSlice, _) => operand_bytes(within, kernel, 1),
-        // Source and destination are both in the shape of what starts an asynchronous copy.
-        (Opcode::CopyStart, _) => kernel.shape.tuple_elements().next().map_or(0, |s| s.byte_size()),
-        _ => kernel.shape.byte_size(),
+        (Opcode::Fusion, Some(body)) => {
+            let outputs = body.outputs().into_iter().zip(kernel.shape.leaves());
+            outputs.filter(|(_, s)| memories.hold(s)).map(|(id, s)| written_of_output(body, id, &s)).sum_saturating()
+        }
+        (Opcode::DynamicUpdateSlice, _) if memories.hold(&kernel.shape) => operand_bytes(within, kernel, 1),
+        (Opcode::DynamicUpdateSlice, _) => 0,
+        // Destination and source are both in the shape of what starts an asynchronous copy.
+        (Opcode::CopyStart, _) => kernel.shape.tuple_elements().next().map_or(0, |s| memories.bytes(&s)),
+        _ => memories.bytes(&kernel.shape),
     };
     total.saturating_add(written)
 }
@@ -81,12 +111,11 @@ fn read_of_parameter(body: &Computation, number: usize) -> Option<u64> {
     Some(read)
 }
 
-fn written_of_output(body: &Computation, id: hlo::InstructionId) -> u64 {
-    let Some(output) = body.get(id) else { return 0 };
-    if output.opcode == Opcode::DynamicUpdateSlice {
-        return operand_bytes(body, output, 1);
+fn written_of_output(body: &Computation, id: hlo::InstructionId, shape: &Shape) -> u64 {
+    match body.get(id) {
+        Some(output) if output.opcode == Opcode::DynamicUpdateSlice => operand_bytes(body, output, 1),
+        _ => shape.byte_size(),
     }
-    output.shape.byte_size()
 }
 
 fn flops_of(within: &Computation, i: &Instruction) -> u64 {

@@ -11,7 +11,7 @@ use hlo::{Computation, ComputationId, Instruction, InstructionId, Module, Opcode
 use serde::Serialize;
 use serde_json::Value;
 
-use super::cost;
+use super::cost::{self, Memories};
 use crate::target::Platform;
 
 /// The prefix of the `op_name` of everything that injection puts into a step.
@@ -31,11 +31,14 @@ pub enum KernelKind {
     Collective,
     /// Any other operation by itself.
     Other,
+    /// Arithmetic on single numbers, which a TPU's scalar unit does beside the rest.
+    Scalar,
 }
 
 impl KernelKind {
     /// All kinds, in the order of a report.
-    pub const ALL: [Self; 5] = [Self::Fusion, Self::Copy, Self::Call, Self::Collective, Self::Other];
+    pub const ALL: [Self; 6] =
+        [Self::Fusion, Self::Copy, Self::Call, Self::Collective, Self::Other, Self::Scalar];
 
     /// What a report calls it.
     #[must_use]
@@ -46,6 +49,7 @@ impl KernelKind {
             Self::Call => "library and custom calls",
             Self::Collective => "collectives",
             Self::Other => "other operations",
+            Self::Scalar => "scalar operations",
         }
     }
 }
@@ -65,6 +69,8 @@ pub struct Kernel {
     pub other_ops: usize,
     /// Bytes that it reads and writes in one launch, as far as shapes tell.
     pub bytes: u64,
+    /// Those of main memory alone, without what stays in faster memories.
+    pub main_memory_bytes: u64,
     /// Floating-point operations of one launch, as far as shapes tell.
     pub flops: u64,
     /// What it does apart from the controller: equal for the same kernel of two compilations.
@@ -142,6 +148,12 @@ impl Profile {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.kernels.iter().fold(0, |sum, k| k.bytes.saturating_mul(k.launches).saturating_add(sum))
+    }
+
+    /// Bytes that all kernels read from and write to main memory.
+    #[must_use]
+    pub fn main_memory_bytes(&self) -> u64 {
+        self.kernels.iter().fold(0, |sum, k| k.main_memory_bytes.saturating_mul(k.launches).saturating_add(sum))
     }
 
     /// Floating-point operations of all kernels.
@@ -229,6 +241,7 @@ impl Walk<'_> {
             O::Dot | O::Convolution if self.platform == Platform::Cpu => KernelKind::Call,
             O::Send | O::Recv => KernelKind::Collective,
             opcode if is_collective(opcode) => KernelKind::Collective,
+            _ if self.platform == Platform::Tpu && i.shape.is_scalar() => KernelKind::Scalar,
             _ => KernelKind::Other,
         };
         if kind == KernelKind::Copy && moves_to_or_from_host(within, i) {
@@ -248,10 +261,22 @@ impl Walk<'_> {
         self.contents(within, id, &mut contents);
         let Contents { controller_ops, other_ops, mut signature } = contents;
         signature.sort_unstable();
-        let (bytes, flops) = (cost::bytes(self.module, within, i), cost::flops(self.module, within, i));
+        let [bytes, main_memory_bytes] =
+            [Memories::All, Memories::Main].map(|memories| cost::bytes(self.module, within, i, memories));
+        let flops = cost::flops(self.module, within, i);
         let controller_ops = controller_ops.into_keys().collect();
         let name = i.name.clone();
-        self.profile.kernels.push(Kernel { name, kind, launches, controller_ops, other_ops, bytes, flops, signature });
+        self.profile.kernels.push(Kernel {
+            name,
+            kind,
+            launches,
+            controller_ops,
+            other_ops,
+            bytes,
+            main_memory_bytes,
+            flops,
+            signature,
+        });
     }
 
     fn called(&mut self, i: &Instruction, launches: u64) {

@@ -97,6 +97,8 @@ pub struct Side {
     pub all_launches: u64,
     /// Bytes read and written in one step.
     pub bytes_accessed: f64,
+    /// Bytes of main memory read and written in one step, from the shapes of the optimized module.
+    pub main_memory_bytes: u64,
     /// Floating-point operations of one step.
     pub flops: f64,
     /// Memory.
@@ -176,6 +178,13 @@ impl Audit {
         percent(self.plain.bytes_accessed, self.injected.bytes_accessed)
     }
 
+    /// Bytes of main memory added, in percent.
+    #[must_use]
+    #[allow(clippy::cast_precision_loss, reason = "a percentage of bytes")]
+    pub fn extra_main_memory(&self) -> f64 {
+        percent(self.plain.main_memory_bytes as f64, self.injected.main_memory_bytes as f64)
+    }
+
     /// Scratch memory added, in percent.
     #[must_use]
     #[allow(clippy::cast_precision_loss, reason = "a percentage of bytes")]
@@ -237,6 +246,7 @@ impl Side {
             launches: KernelKind::ALL.into_iter().map(|kind| (kind, profile.launches(kind))).collect(),
             all_launches: profile.all_launches(),
             bytes_accessed: bytes.unwrap_or(profile.bytes() as f64),
+            main_memory_bytes: profile.main_memory_bytes(),
             flops: flops.unwrap_or(profile.flops() as f64),
             memory: report.memory,
             aliases: optimized.module.aliases().len(),

@@ -97,6 +97,8 @@ fn describe(audit: &Audit) -> String {
     let percent = |extra: f64| format!("{extra:+.3}%");
     let (before, after) = (large(plain.bytes_accessed, "B"), large(injected.bytes_accessed, "B"));
     table.add_row(["bytes accessed".to_owned(), before, after, percent(audit.extra_bytes())]);
+    let main = |side: &Side| large(side.main_memory_bytes as f64, "B");
+    table.add_row(["bytes of main memory".to_owned(), main(plain), main(injected), percent(audit.extra_main_memory())]);
     let more = if plain.flops == injected.flops { 0.0 } else { (injected.flops / plain.flops - 1.0) * 100.0 };
     table.add_row(["floating-point operations".to_owned(), large(plain.flops, ""), large(injected.flops, ""), percent(more)]);
     let (before, after) = (plain.memory, injected.memory);
@@ -121,10 +123,10 @@ fn describe(audit: &Audit) -> String {
     table.add_row(["constructs with the host".to_owned(), before.to_string(), after.to_string(), signed(before, after)]);
     let counted = match audit.counted_by {
         CountedBy::Compiler => "counted by the compiler",
-        CountedBy::Shapes => "counted from the shapes of the optimized module",
+        CountedBy::Shapes => "counted from shapes",
     };
     let compiler = audit.compiler.lines().next().unwrap_or_default();
-    let mut text = format!("{table}\ntarget {} ({compiler}); bytes and operations {counted}\n", audit.target);
+    let mut text = format!("{table}\ntarget {} ({compiler}); bytes accessed and operations {counted}, bytes of main memory from shapes\n", audit.target);
     text += &kernels("kernels that only the controlled step has", &audit.added);
     text += &kernels("kernels that only the plain step has", &audit.removed);
     text += &placement(audit);
