@@ -6,8 +6,10 @@
 //! the environment and the clock.
 
 pub mod bundle;
+pub mod cache;
 pub mod data;
 pub mod engine;
+mod environment;
 pub mod explain;
 pub mod files;
 pub mod model;

@@ -3,6 +3,7 @@
 //! A command returns what it wants to say on failure as one chain of causes, which `main` prints as one
 //! paragraph. Results go to standard output, progress and errors to standard error.
 
+mod cache;
 mod explain;
 mod inject;
 mod inspect;
@@ -12,8 +13,10 @@ mod show;
 mod train;
 
 use std::process::ExitCode;
+use std::time::Instant;
 
 use clap::{Parser, Subcommand};
+use entropic::cache::CompileCache;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -46,6 +49,8 @@ enum Command {
     Show(show::Arguments),
     /// List or fetch PJRT plugins.
     Plugin(plugin::Arguments),
+    /// List or clear the cache of compiled programs.
+    Cache(cache::Arguments),
 }
 
 /// How a command that did not fail ended.
@@ -58,19 +63,20 @@ pub(crate) enum Outcome {
 }
 
 impl Cli {
-    /// Runs the command.
+    /// Runs the command, in a program that was started then.
     ///
     /// # Errors
     ///
     /// Why it could not; the chain of causes is for a person to read.
-    pub(crate) fn run(self) -> anyhow::Result<Outcome> {
+    pub(crate) fn run(self, started: Instant) -> anyhow::Result<Outcome> {
         match self.command {
             Command::Inspect(arguments) => inspect::run(&arguments),
             Command::Inject(arguments) => inject::run(&arguments),
-            Command::Train(arguments) => train::run(arguments),
+            Command::Train(arguments) => train::run(arguments, started),
             Command::Explain(arguments) => explain::run(&arguments),
             Command::Show(arguments) => show::run(&arguments),
             Command::Plugin(arguments) => plugin::run(&arguments),
+            Command::Cache(arguments) => cache::run(&arguments),
         }
     }
 }
@@ -93,6 +99,27 @@ fn print(text: &str) -> anyhow::Result<()> {
             Err(anyhow::anyhow!("cannot write to standard output: {e}"))
         }
         _ => Ok(()),
+    }
+}
+
+/// The options of every command that compiles.
+#[derive(Debug, Clone, Copy, clap::Args)]
+struct Compiling {
+    /// Neither take compiled programs from the cache nor put them there; `entropic cache list` says where it is.
+    #[arg(long)]
+    no_compile_cache: bool,
+}
+
+impl Compiling {
+    /// The cache of compiled programs, unless it is not wanted or cannot be used; the latter is said.
+    fn cache(self) -> Option<CompileCache> {
+        if self.no_compile_cache {
+            return None;
+        }
+        CompileCache::from_environment().unwrap_or_else(|error| {
+            eprintln!("warning: compiled programs are not kept: {error}");
+            None
+        })
     }
 }
 

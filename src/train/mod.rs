@@ -237,6 +237,12 @@ pub struct Summary {
     pub held_out_after: Option<f64>,
     /// Unit of the losses.
     pub loss_unit: String,
+    /// Seconds from the start of the program to the end of the first step; `null` if there was none.
+    pub first_step_seconds: Option<f64>,
+    /// Programs that were compiled for the run.
+    pub compiled: usize,
+    /// Programs that came from the compile cache.
+    pub cached: usize,
     /// Seconds of training, without compiling and evaluating.
     pub seconds: f64,
     /// Steps per second.
@@ -394,6 +400,9 @@ pub fn run(options: &Options, interrupt: &AtomicBool, observer: &mut dyn Observe
         held_out_before,
         held_out_after,
         loss_unit: trainer.setup.loss_unit.clone(),
+        first_step_seconds: trainer.first_step.map(|time| (time - options.started).as_secs_f64()),
+        compiled: trainer.setup.engine.programs().compiled(),
+        cached: trainer.setup.engine.programs().cached(),
         seconds: seconds.as_secs_f64(),
         steps_per_second: rate(trainer.done, seconds),
         non_finite_losses: trainer.non_finite_losses,
@@ -415,6 +424,8 @@ pub struct Trainer {
     non_finite_losses: u64,
     gates: Option<Gates>,
     start: Instant,
+    /// When the first step was read.
+    first_step: Option<Instant>,
 }
 
 impl Trainer {
@@ -422,7 +433,7 @@ impl Trainer {
     #[must_use]
     pub fn new(setup: Setup) -> Self {
         let gates = setup.telemetry.as_ref().map(|_| Gates::default());
-        Self { setup, next: 0, done: 0, non_finite_losses: 0, gates, start: Instant::now() }
+        Self { setup, next: 0, done: 0, non_finite_losses: 0, gates, start: Instant::now(), first_step: None }
     }
 
     /// What the run is made of.
@@ -497,6 +508,7 @@ impl Trainer {
 
     fn read(&mut self, (step, launched): (u64, Launched)) -> Result<StepRecord, TrainError> {
         let report = launched.wait()?;
+        self.first_step.get_or_insert_with(Instant::now);
         let Setup { loss, telemetry, folder, batches, .. } = &mut self.setup;
         let loss = loss
             .and_then(|(position, element_type)| decode_scalar(report.get(position)?, element_type))

@@ -4,6 +4,7 @@
 //! folder comes last, so that a run that cannot start leaves nothing behind.
 
 use std::path::PathBuf;
+use std::time::Instant;
 
 use hlo::{PrimitiveType, Shape};
 use passes::layout::ArrayKind;
@@ -18,6 +19,7 @@ use super::stepper::{Evaluator, Stepper, device};
 use super::{ControlRecord, Observer, TrainError};
 use crate::bundle::manifest::OutputRole;
 use crate::bundle::{Bundle, Dtype, check};
+use crate::cache::CompileCache;
 use crate::data::{Corpus, Split};
 use crate::engine::Engine;
 use crate::files;
@@ -39,8 +41,12 @@ pub struct Options {
     pub corruption: Option<Corruption>,
     /// Name or path of the plugin.
     pub plugin: String,
+    /// Keeps compiled programs from run to run.
+    pub cache: Option<CompileCache>,
     /// The run's folder; the next free one below `runs` if there is none given.
     pub out: Option<PathBuf>,
+    /// When the program was started, from where the time to the first step is counted.
+    pub started: Instant,
 }
 
 /// A run that is ready for its first step.
@@ -98,6 +104,8 @@ impl Setup {
     pub fn new(options: &Options, observer: &mut dyn Observer) -> Result<Self, TrainError> {
         let bundle = &options.bundle;
         let manifest = &bundle.manifest;
+        let reached = |what: &str| tracing::debug!("{:.3} s: {what}", options.started.elapsed().as_secs_f64());
+        reached("model ready");
         let untrainable =
             |what: &str| TrainError::Untrainable { bundle: bundle.folder.display().to_string(), what: what.to_owned() };
         let data = manifest.data.as_ref().ok_or_else(|| {
@@ -113,9 +121,12 @@ impl Setup {
         let eval_module = bundle.eval_module()?;
         let split = Split::new(Corpus::open(&options.data)?, data.window)?;
 
-        let engine = Engine::open(&options.plugin)?;
+        reached("data open");
+        let engine = Engine::open(&options.plugin)?.with_cache(options.cache.clone());
+        reached("plugin open");
         observer.phase("compiling");
         let step = engine.compile(&bundle.module, "the train step")?;
+        reached("step compiled");
         let evaluator = match (&manifest.eval, &eval_module) {
             (Some(eval), Some(module)) => {
                 let loss_type = check::output_shapes(module).first().map_or(PrimitiveType::F32, |s| s.element_type());
@@ -124,7 +135,9 @@ impl Setup {
             }
             _ => None,
         };
+        reached("evaluation compiled");
         let make_state = engine.compile(&init_module, "the initial state")?;
+        reached("initial state compiled");
         let seed = encode_integer(u64::from(options.seed), init.seed_dtype);
         let seed = engine.upload(&seed, init.seed_dtype, &[])?;
         let values = make_state.execute_single(&[&seed]).map_err(device("computing the initial state failed"))?;
@@ -142,6 +155,7 @@ impl Setup {
                 }
             }
         }
+        reached("initial state launched");
         let stepper = Stepper::new(step, manifest, state)?;
         let batches = BatchMaker::new(&engine, manifest, data)
             .ok_or_else(|| untrainable("its batch input is missing"))?
@@ -184,6 +198,7 @@ impl Setup {
                 platform: engine.platform(),
             },
         })?;
+        reached("run folder made");
         let (seed, loss_unit) = (u64::from(options.seed), data.loss_unit.clone());
         Ok(Self { engine, stepper, evaluator, batches, split, folder, seed, loss_unit, loss, telemetry })
     }
