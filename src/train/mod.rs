@@ -1,6 +1,6 @@
 //! Training: data in, steps on the device, metrics out.
 //!
-//! The host never decides anything between two steps. It launches step `t + 1`
+//! The host never decides anything between two steps. After the first it launches step `t + 1`
 //! before it has read what step `t` reports, keeps at most [`IN_FLIGHT`] steps under way, and reads each step's loss and
 //! telemetry once it is `IN_FLIGHT - 1` steps old. Everything in a run but the clock follows from bundle,
 //! policy, data and seed.
@@ -29,7 +29,7 @@ use crate::files::WriteError;
 pub use batch::{BatchMaker, decode_scalar};
 pub use corruption::{Corruption, Fault, Share, ShareError};
 pub use run_folder::{FORMAT_VERSION as RUN_FORMAT_VERSION, RunFolder, RunFolderError};
-pub use setup::{ControllerArray, Options, Setup, TelemetryReader, controller_arrays};
+pub use setup::{ControllerArray, InitialState, Options, Setup, TelemetryReader, controller_arrays};
 pub use stepper::{Evaluator, Launched, Stepper};
 
 /// Steps that may be under way at a time.
@@ -372,7 +372,9 @@ impl Observer for Silent {
     fn finish(&mut self) {}
 }
 
-/// Trains: evaluates, runs the steps, evaluates again, and leaves a run folder behind.
+/// Trains: runs the steps, evaluates the states after and before them, and leaves a run folder behind.
+///
+/// The initial state is made again when the steps are done, so that the first of them need not wait for its evaluation.
 ///
 /// `interrupt` is looked at before each launch; once it is set, steps under way are read and the run ends in order.
 ///
@@ -381,9 +383,6 @@ impl Observer for Silent {
 /// See [`TrainError`]. Metrics of the steps that were read are on disk then.
 pub fn run(options: &Options, interrupt: &AtomicBool, observer: &mut dyn Observer) -> Result<Summary, TrainError> {
     let mut trainer = Trainer::new(Setup::new(options, observer)?);
-    observer.phase("evaluating before training");
-    let held_out_before = trainer.held_out_loss()?;
-
     observer.start(options.steps);
     let start = Instant::now();
     let ending = trainer.train(options.steps, interrupt, observer);
@@ -391,8 +390,9 @@ pub fn run(options: &Options, interrupt: &AtomicBool, observer: &mut dyn Observe
     observer.finish();
     let ending = ending?;
 
-    observer.phase("evaluating after training");
+    observer.phase("evaluating");
     let held_out_after = trainer.held_out_loss()?;
+    let held_out_before = trainer.initial_held_out_loss()?;
     let summary = Summary {
         format_version: run_folder::FORMAT_VERSION,
         ending,
@@ -455,6 +455,19 @@ impl Trainer {
         })
     }
 
+    /// The loss on held-out data before the first step. The state is the initial one afterwards, so this ends the run.
+    ///
+    /// # Errors
+    ///
+    /// Where the device fails.
+    pub fn initial_held_out_loss(&mut self) -> Result<Option<f64>, TrainError> {
+        if self.setup.evaluator.is_none() {
+            return Ok(None);
+        }
+        self.setup.stepper.restart(&self.setup.initial)?;
+        self.held_out_loss()
+    }
+
     /// Does `steps` more steps, and returns when all of them have been read.
     ///
     /// # Errors
@@ -485,7 +498,8 @@ impl Trainer {
             }
             if self.next < end && ending == Ending::Complete {
                 in_flight.push_back(self.launch()?);
-                if in_flight.len() < IN_FLIGHT {
+                // The first step of a run is read at once, so that it is known when it was done.
+                if in_flight.len() < IN_FLIGHT && self.done > 0 {
                     continue;
                 }
             }

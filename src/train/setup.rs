@@ -10,7 +10,7 @@ use hlo::{PrimitiveType, Shape};
 use passes::layout::ArrayKind;
 use passes::telemetry::{Telemetry, TelemetryError};
 use passes::{ControllerLayout, Policy, PolicyError};
-use pjrt::Buffer;
+use pjrt::{Buffer, Executable, ExecuteOptions};
 
 use super::batch::BatchMaker;
 use super::corruption::Corruption;
@@ -21,7 +21,7 @@ use crate::bundle::manifest::OutputRole;
 use crate::bundle::{Bundle, Dtype, check};
 use crate::cache::CompileCache;
 use crate::data::{Corpus, Split};
-use crate::engine::Engine;
+use crate::engine::{Engine, EngineError};
 use crate::files;
 
 /// What to train, on what, and how long.
@@ -56,6 +56,8 @@ pub struct Setup {
     pub engine: Engine,
     /// The step and its state.
     pub stepper: Stepper,
+    /// Makes the state that the run begins with.
+    pub initial: InitialState,
     /// The held-out loss, where the bundle has one.
     pub evaluator: Option<Evaluator>,
     /// Makes the batches.
@@ -72,6 +74,36 @@ pub struct Setup {
     pub loss: Option<(usize, PrimitiveType)>,
     /// How to read the controller's telemetry, where there is a controller.
     pub telemetry: Option<TelemetryReader>,
+}
+
+/// Makes the state that a run begins with, the same one whenever it is asked.
+#[derive(Debug)]
+pub struct InitialState {
+    executable: Executable,
+    seed: Buffer,
+    /// The step's input that each output is for.
+    inputs: Vec<usize>,
+}
+
+impl InitialState {
+    /// Numbers of the inputs that it makes values for.
+    #[must_use]
+    pub fn inputs(&self) -> &[usize] {
+        &self.inputs
+    }
+
+    /// Starts computing the state: values with the numbers of their inputs.
+    ///
+    /// # Errors
+    ///
+    /// Where the device refuses.
+    pub fn make(&self) -> Result<impl Iterator<Item = (usize, Buffer)>, EngineError> {
+        // The seed is kept, for the next time.
+        let options = ExecuteOptions { non_donatable_inputs: vec![0], ..Default::default() };
+        let failed = device("computing the initial state failed");
+        let execution = self.executable.execute(&[[&self.seed]], &options).map_err(failed)?;
+        Ok(self.inputs.iter().copied().zip(execution.outputs.into_iter().flatten()))
+    }
 }
 
 /// Reads the controller's telemetry.
@@ -140,9 +172,9 @@ impl Setup {
         reached("initial state compiled");
         let seed = encode_integer(u64::from(options.seed), init.seed_dtype);
         let seed = engine.upload(&seed, init.seed_dtype, &[])?;
-        let values = make_state.execute_single(&[&seed]).map_err(device("computing the initial state failed"))?;
+        let initial = InitialState { executable: make_state, seed, inputs: init.outputs.clone() };
         let mut state: Vec<Option<Buffer>> = manifest.inputs.iter().map(|_| None).collect();
-        for (&input, value) in init.outputs.iter().zip(values) {
+        for (input, value) in initial.make()? {
             if let Some(slot) = state.get_mut(input) {
                 *slot = Some(value);
             }
@@ -200,7 +232,7 @@ impl Setup {
         })?;
         reached("run folder made");
         let (seed, loss_unit) = (u64::from(options.seed), data.loss_unit.clone());
-        Ok(Self { engine, stepper, evaluator, batches, split, folder, seed, loss_unit, loss, telemetry })
+        Ok(Self { engine, stepper, initial, evaluator, batches, split, folder, seed, loss_unit, loss, telemetry })
     }
 }
 
