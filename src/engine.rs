@@ -1,12 +1,15 @@
 //! A device with a compiler: the plugin, a client on it, and one device of that client.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use hlo::Module;
 use pjrt::{Buffer, Client, CompileOptions, Device, Executable, OptionValue, Plugin, Program};
 use thiserror::Error;
 
 use crate::bundle::Dtype;
+use crate::cache::{CompileCache, Key, Target};
 use crate::plugin::{self, FindError, cuda};
 
 /// A compiler flag of the CPU plugin that must be off where state is donated.
@@ -70,6 +73,29 @@ pub struct Engine {
     client: Client,
     device: Device,
     options: CompileOptions,
+    cache: Option<(CompileCache, Target)>,
+    programs: Arc<Programs>,
+}
+
+/// Where the programs of an engine came from.
+#[derive(Debug, Default)]
+pub struct Programs {
+    compiled: AtomicUsize,
+    cached: AtomicUsize,
+}
+
+impl Programs {
+    /// How many were compiled.
+    #[must_use]
+    pub fn compiled(&self) -> usize {
+        self.compiled.load(Ordering::Relaxed)
+    }
+
+    /// How many came from the cache.
+    #[must_use]
+    pub fn cached(&self) -> usize {
+        self.cached.load(Ordering::Relaxed)
+    }
 }
 
 impl Engine {
@@ -99,7 +125,20 @@ impl Engine {
             }
             _ => {}
         }
-        Ok(Self { client, device, options })
+        Ok(Self { client, device, options, cache: None, programs: Arc::default() })
+    }
+
+    /// The same engine, which takes programs from a cache and puts there what it compiles.
+    #[must_use]
+    pub fn with_cache(self, cache: Option<CompileCache>) -> Self {
+        let cache = cache.map(|cache| (cache, Target::new(&self.client, &self.device)));
+        Self { cache, ..self }
+    }
+
+    /// Where the programs came from, of this engine and its clones.
+    #[must_use]
+    pub fn programs(&self) -> &Programs {
+        &self.programs
     }
 
     /// The plugin.
@@ -114,24 +153,52 @@ impl Engine {
         format!("{} ({})", self.client.platform_name(), self.device.kind())
     }
 
-    /// Compiles a module that obeys the rules of HLO. `what` names it in errors.
+    /// Compiles a module that obeys the rules of HLO, or takes it from the cache. `what` names it in errors.
     ///
     /// # Errors
     ///
     /// Where it breaks a rule or the compiler refuses it.
     pub fn compile(&self, module: &Module, what: &str) -> Result<Executable, EngineError> {
-        let what = || what.to_owned();
-        hlo::verify::verify(module).map_err(|source| EngineError::Verify { what: what(), source })?;
+        hlo::verify::verify(module).map_err(|source| EngineError::Verify { what: what.to_owned(), source })?;
+        let failed = |source| EngineError::Compile { what: what.to_owned(), source };
         let code = module.export();
+        let entry = match &self.cache {
+            Some((cache, target)) => Some((cache, target.key(&code, &self.options.to_bytes().map_err(failed)?))),
+            None => None,
+        };
+        if let Some(executable) = entry.as_ref().and_then(|(cache, key)| self.load(cache, key, what)) {
+            self.programs.cached.fetch_add(1, Ordering::Relaxed);
+            return Ok(executable);
+        }
         let program = Program::hlo(&code);
-        let compiled = match self.client.compile(&program, &self.options) {
+        let executable = match self.client.compile(&program, &self.options) {
             // A release of the plugin without that flag has no such weights.
             Err(error) if error.to_string().contains(CPU_PACKS_WEIGHTS) => {
                 self.client.compile(&program, &CompileOptions::default())
             }
             compiled => compiled,
-        };
-        compiled.map_err(|source| EngineError::Compile { what: what(), source })
+        }
+        .map_err(failed)?;
+        self.programs.compiled.fetch_add(1, Ordering::Relaxed);
+        if let Some((cache, key)) = &entry {
+            match executable.compiled().serialize() {
+                Ok(bytes) => cache.put(key, &bytes),
+                Err(error) => tracing::debug!("{what} is not kept: {error}"),
+            }
+        }
+        Ok(executable)
+    }
+
+    /// The program of that key, where the cache has it and the plugin takes it.
+    fn load(&self, cache: &CompileCache, key: &Key, what: &str) -> Option<Executable> {
+        match self.client.deserialize_executable(&cache.get(key)?) {
+            Ok(executable) => Some(executable),
+            Err(error) => {
+                tracing::warn!("{what} from the cache does not load and is compiled again: {error}");
+                cache.remove(key);
+                None
+            }
+        }
     }
 
     /// Copies a dense row-major array to the device.

@@ -138,6 +138,45 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
+/// Creates a folder that only this user may write to, for code that will be loaded lies in it. One that exists stays as it
+/// is.
+pub(crate) fn private_folder(path: &Path) -> io::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(path)
+}
+
+/// Who may write to a folder, beside the superuser.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Writers {
+    /// This user alone.
+    Owner,
+    /// Its owner, who is another user.
+    OtherOwner,
+    /// Its group, or everybody.
+    Others,
+}
+
+/// Who may write to a folder.
+#[cfg(unix)]
+pub(crate) fn who_may_write(folder: &Path) -> io::Result<Writers> {
+    use std::os::unix::fs::MetadataExt;
+    let info = fs::metadata(folder)?;
+    Ok(match info {
+        info if info.uid() != rustix::process::geteuid().as_raw() => Writers::OtherOwner,
+        info if info.mode() & 0o022 != 0 => Writers::Others,
+        _ => Writers::Owner,
+    })
+}
+
+/// Who may write to a folder.
+#[cfg(not(unix))]
+pub(crate) fn who_may_write(_: &Path) -> io::Result<Writers> {
+    Err(io::Error::new(io::ErrorKind::Unsupported, "who may write there cannot be told on this system"))
+}
+
 /// The folder that holds `path`: `.` for a bare name.
 pub(crate) fn parent(path: &Path) -> &Path {
     match path.parent() {

@@ -7,8 +7,10 @@
 
 pub mod audit;
 pub mod bundle;
+pub mod cache;
 pub mod data;
 pub mod engine;
+mod environment;
 pub mod explain;
 pub mod files;
 pub mod input;

@@ -44,7 +44,9 @@ fn train(model: &Path, policy: &str, steps: u64, corruption: Option<Corruption>)
         seed: 0,
         corruption,
         plugin: "cpu".to_owned(),
+        cache: None,
         out: Some(folder.path().join("run")),
+        started: std::time::Instant::now(),
     };
     let mut recorder = Recorder::default();
     let summary = train::run(&options, &AtomicBool::new(false), &mut recorder)

@@ -85,7 +85,9 @@ pub fn setup(bundle: Bundle, folder: &Path) -> Result<Setup> {
         seed: 0,
         corruption: None,
         plugin: "cpu".to_owned(),
+        cache: None,
         out: Some(folder.to_owned()),
+        started: std::time::Instant::now(),
     };
     Ok(Setup::new(&options, &mut Silent)?)
 }

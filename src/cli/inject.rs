@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use clap::Args;
 
-use super::{Outcome, print};
+use super::{Compiling, Outcome, print};
 use entropic::bundle::Bundle;
 use entropic::bundle::manifest::Controller;
 use entropic::engine::Engine;
@@ -41,6 +41,8 @@ pub(super) struct Arguments {
     /// The plugin to verify on: a known name, or the path of a library.
     #[arg(long, default_value = "cpu", value_name = "cpu|cuda|tpu|PATH", requires = "verify")]
     plugin: String,
+    #[command(flatten)]
+    compiling: Compiling,
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
@@ -60,7 +62,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
             manifest: found.manifest.clone(),
             module: model.module().clone(),
         };
-        let engine = Engine::open(&arguments.plugin)?;
+        let engine = Engine::open(&arguments.plugin)?.with_cache(arguments.compiling.cache());
         let verified = verify::verify(&engine, &original, &injected, &found.step)?;
         text += &format!(
             "verified on {}: {} outputs of {} steps are bit-identical ({} bytes){}\n",

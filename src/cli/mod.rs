@@ -4,6 +4,7 @@
 //! paragraph. Results go to standard output, progress and errors to standard error.
 
 mod audit;
+mod cache;
 mod explain;
 mod inject;
 mod inspect;
@@ -14,8 +15,10 @@ mod train;
 mod worker;
 
 use std::process::ExitCode;
+use std::time::Instant;
 
 use clap::{Parser, Subcommand};
+use entropic::cache::CompileCache;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -53,6 +56,8 @@ enum Command {
     /// Do one task for a parent process of this program.
     #[command(hide = true)]
     Worker(worker::Arguments),
+    /// List or clear the cache of compiled programs.
+    Cache(cache::Arguments),
 }
 
 /// How a command that did not fail ended.
@@ -65,21 +70,22 @@ pub(crate) enum Outcome {
 }
 
 impl Cli {
-    /// Runs the command.
+    /// Runs the command, in a program that was started then.
     ///
     /// # Errors
     ///
     /// Why it could not; the chain of causes is for a person to read.
-    pub(crate) fn run(self) -> anyhow::Result<Outcome> {
+    pub(crate) fn run(self, started: Instant) -> anyhow::Result<Outcome> {
         match self.command {
             Command::Inspect(arguments) => inspect::run(&arguments),
             Command::Inject(arguments) => inject::run(&arguments),
             Command::Audit(arguments) => audit::run(&arguments),
-            Command::Train(arguments) => train::run(arguments),
             Command::Explain(arguments) => explain::run(&arguments),
             Command::Show(arguments) => show::run(&arguments),
             Command::Plugin(arguments) => plugin::run(&arguments),
             Command::Worker(arguments) => worker::run(&arguments),
+            Command::Train(arguments) => train::run(arguments, started),
+            Command::Cache(arguments) => cache::run(&arguments),
         }
     }
 }
@@ -102,6 +108,27 @@ fn print(text: &str) -> anyhow::Result<()> {
             Err(anyhow::anyhow!("cannot write to standard output: {e}"))
         }
         _ => Ok(()),
+    }
+}
+
+/// The options of every command that compiles.
+#[derive(Debug, Clone, Copy, clap::Args)]
+struct Compiling {
+    /// Neither take compiled programs from the cache nor put them there; `entropic cache list` says where it is.
+    #[arg(long)]
+    no_compile_cache: bool,
+}
+
+impl Compiling {
+    /// The cache of compiled programs, unless it is not wanted or cannot be used; the latter is said.
+    fn cache(self) -> Option<CompileCache> {
+        if self.no_compile_cache {
+            return None;
+        }
+        CompileCache::from_environment().unwrap_or_else(|error| {
+            eprintln!("warning: compiled programs are not kept: {error}");
+            None
+        })
     }
 }
 

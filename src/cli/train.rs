@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use anyhow::{Context, bail};
 use clap::Args;
 
 use super::inject::read_policy;
-use super::{Outcome, print, progress::Progress, table};
+use super::{Compiling, Outcome, print, progress::Progress, table};
 use entropic::bundle::Bundle;
 use entropic::model::Model;
 use entropic::target::Platform;
@@ -43,12 +44,14 @@ pub(super) struct Arguments {
     /// Folder of the run; the next free one below `runs` if none is given.
     #[arg(long, value_name = "RUN_DIR")]
     out: Option<PathBuf>,
+    #[command(flatten)]
+    compiling: Compiling,
 }
 
 /// Set by Ctrl-C. A second one ends the process at once.
 static INTERRUPT: AtomicBool = AtomicBool::new(false);
 
-pub(super) fn run(arguments: Arguments) -> anyhow::Result<Outcome> {
+pub(super) fn run(arguments: Arguments, started: Instant) -> anyhow::Result<Outcome> {
     if !arguments.model.is_dir() && arguments.model.exists() {
         bail!(
             "{} is a bare module, and training needs a bundle: the initial state and the shape of the data are not in HLO; \
@@ -86,7 +89,9 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<Outcome> {
         seed: arguments.seed,
         corruption: arguments.corrupt.map(|share| Corruption { share, seed: u64::from(arguments.seed) }),
         plugin: arguments.plugin,
+        cache: arguments.compiling.cache(),
         out: arguments.out,
+        started,
     };
     if let Some(controller) = &options.bundle.manifest.controller {
         eprint!("{}", super::inject::snapshot_cost(&controller.layout));
@@ -116,6 +121,14 @@ fn report(summary: &Summary) -> String {
     };
     table.add_row(["held-out loss after".to_owned(), loss(summary.held_out_after) + &change]);
     table.add_row(["steps".to_owned(), summary.steps.to_string()]);
+    if let Some(seconds) = summary.first_step_seconds {
+        let origin = match (summary.compiled, summary.cached) {
+            (0, _) => "from cache",
+            (_, 0) => "compiled",
+            _ => "partly from cache",
+        };
+        table.add_row(["first step after".to_owned(), format!("{seconds:.2} s ({origin})")]);
+    }
     table.add_row(["steps/s".to_owned(), format!("{:.2}", summary.steps_per_second)]);
     let refused = summary.gates.as_ref().map_or("not controlled".to_owned(), |gates| {
         let told: Vec<_> = gates.told().into_iter().map(|(what, count)| format!("{what} {count}")).collect();

@@ -115,7 +115,7 @@ pub fn fetch(known: &'static Known) -> Result<Fetched, FetchError> {
         return Ok(Fetched::Present(place.path));
     }
     let folder = files::parent(&place.path);
-    private_folder(folder).map_err(|source| FetchError::Io { path: folder.to_owned(), source })?;
+    files::private_folder(folder).map_err(|source| FetchError::Io { path: folder.to_owned(), source })?;
     let failed = |source| FetchError::Io { path: folder.to_owned(), source };
     let scratch = tempfile::Builder::new().prefix(".fetch-").tempdir_in(folder).map_err(failed)?;
     // The library is what a search for the plugin looks at, so it comes last: the tools are there by then.
@@ -125,7 +125,7 @@ pub fn fetch(known: &'static Known) -> Result<Fetched, FetchError> {
     }
     for (file, target) in unpacked.into_iter().rev() {
         let target = folder.join(target);
-        private_folder(files::parent(&target)).map_err(failed)?;
+        files::private_folder(files::parent(&target)).map_err(failed)?;
         file.persist(&target).map_err(|e| failed(e.error))?;
     }
     Ok(Fetched::New(place.path))
@@ -252,15 +252,6 @@ fn copy_and_sum(source: &mut impl Read, target: &mut impl Write) -> io::Result<S
         target.write_all(chunk)?;
     }
     Ok(files::hex(&sum.finalize()))
-}
-
-/// Creates a folder that only this user may write to, for code that will be loaded lies in it.
-fn private_folder(path: &Path) -> io::Result<()> {
-    let mut builder = fs::DirBuilder::new();
-    builder.recursive(true);
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(path)
 }
 
 #[cfg(test)]

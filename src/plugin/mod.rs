@@ -10,10 +10,12 @@ mod fetch;
 mod known;
 pub mod python;
 
+use std::fmt;
 use std::path::PathBuf;
-use std::{env, fmt};
 
 use thiserror::Error;
+
+use crate::environment::{cache_dir, variable};
 
 pub use cuda::data_dir as cuda_data_dir;
 pub use fetch::{FetchError, Fetched, differing, fetch};
@@ -148,19 +150,6 @@ pub fn locate(given: &str) -> Result<Found, FindError> {
     } else {
         Err(FindError::NoSuchPlugin { given: given.to_owned() })
     }
-}
-
-/// This program's folder below the user's cache.
-fn cache_dir(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
-    let cache = variable("XDG_CACHE_HOME")
-        .filter(|cache| cache.is_absolute())
-        .or_else(|| variable("HOME").map(|home| home.join(".cache")))?;
-    Some(cache.join("entropic"))
-}
-
-/// A variable of the environment that names a path; an empty one counts as not set.
-fn variable(name: &str) -> Option<PathBuf> {
-    env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
 #[cfg(test)]

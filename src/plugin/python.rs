@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use super::variable;
+use crate::environment::variable;
 
 /// The first entry is the current folder, where code is not looked for.
 const PRINT_PATH: &str = "import sys; print('\\n'.join(sys.path[1:]))";

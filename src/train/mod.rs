@@ -1,6 +1,6 @@
 //! Training: data in, steps on the device, metrics out.
 //!
-//! The host never decides anything between two steps. It launches step `t + 1`
+//! The host never decides anything between two steps. After the first it launches step `t + 1`
 //! before it has read what step `t` reports, keeps at most [`IN_FLIGHT`] steps under way, and reads each step's loss and
 //! telemetry once it is `IN_FLIGHT - 1` steps old. Everything in a run but the clock follows from bundle,
 //! policy, data and seed.
@@ -29,7 +29,7 @@ use crate::files::WriteError;
 pub use batch::{BatchMaker, decode_scalar};
 pub use corruption::{Corruption, Fault, Share, ShareError};
 pub use run_folder::{FORMAT_VERSION as RUN_FORMAT_VERSION, RunFolder, RunFolderError};
-pub use setup::{ControllerArray, Options, Setup, TelemetryReader, controller_arrays};
+pub use setup::{ControllerArray, InitialState, Options, Setup, TelemetryReader, controller_arrays};
 pub use stepper::{Evaluator, Launched, Stepper};
 
 /// Steps that may be under way at a time.
@@ -237,6 +237,12 @@ pub struct Summary {
     pub held_out_after: Option<f64>,
     /// Unit of the losses.
     pub loss_unit: String,
+    /// Seconds from the start of the program to the end of the first step; `null` if there was none.
+    pub first_step_seconds: Option<f64>,
+    /// Programs that were compiled for the run.
+    pub compiled: usize,
+    /// Programs that came from the compile cache.
+    pub cached: usize,
     /// Seconds of training, without compiling and evaluating.
     pub seconds: f64,
     /// Steps per second.
@@ -366,7 +372,9 @@ impl Observer for Silent {
     fn finish(&mut self) {}
 }
 
-/// Trains: evaluates, runs the steps, evaluates again, and leaves a run folder behind.
+/// Trains: runs the steps, evaluates the states after and before them, and leaves a run folder behind.
+///
+/// The initial state is made again when the steps are done, so that the first of them need not wait for its evaluation.
 ///
 /// `interrupt` is looked at before each launch; once it is set, steps under way are read and the run ends in order.
 ///
@@ -375,9 +383,6 @@ impl Observer for Silent {
 /// See [`TrainError`]. Metrics of the steps that were read are on disk then.
 pub fn run(options: &Options, interrupt: &AtomicBool, observer: &mut dyn Observer) -> Result<Summary, TrainError> {
     let mut trainer = Trainer::new(Setup::new(options, observer)?);
-    observer.phase("evaluating before training");
-    let held_out_before = trainer.held_out_loss()?;
-
     observer.start(options.steps);
     let start = Instant::now();
     let ending = trainer.train(options.steps, interrupt, observer);
@@ -385,8 +390,9 @@ pub fn run(options: &Options, interrupt: &AtomicBool, observer: &mut dyn Observe
     observer.finish();
     let ending = ending?;
 
-    observer.phase("evaluating after training");
+    observer.phase("evaluating");
     let held_out_after = trainer.held_out_loss()?;
+    let held_out_before = trainer.initial_held_out_loss()?;
     let summary = Summary {
         format_version: run_folder::FORMAT_VERSION,
         ending,
@@ -394,6 +400,9 @@ pub fn run(options: &Options, interrupt: &AtomicBool, observer: &mut dyn Observe
         held_out_before,
         held_out_after,
         loss_unit: trainer.setup.loss_unit.clone(),
+        first_step_seconds: trainer.first_step.map(|time| (time - options.started).as_secs_f64()),
+        compiled: trainer.setup.engine.programs().compiled(),
+        cached: trainer.setup.engine.programs().cached(),
         seconds: seconds.as_secs_f64(),
         steps_per_second: rate(trainer.done, seconds),
         non_finite_losses: trainer.non_finite_losses,
@@ -415,6 +424,8 @@ pub struct Trainer {
     non_finite_losses: u64,
     gates: Option<Gates>,
     start: Instant,
+    /// When the first step was read.
+    first_step: Option<Instant>,
 }
 
 impl Trainer {
@@ -422,7 +433,7 @@ impl Trainer {
     #[must_use]
     pub fn new(setup: Setup) -> Self {
         let gates = setup.telemetry.as_ref().map(|_| Gates::default());
-        Self { setup, next: 0, done: 0, non_finite_losses: 0, gates, start: Instant::now() }
+        Self { setup, next: 0, done: 0, non_finite_losses: 0, gates, start: Instant::now(), first_step: None }
     }
 
     /// What the run is made of.
@@ -442,6 +453,19 @@ impl Trainer {
             Some(evaluator) => batches.held_out_loss(evaluator, stepper, split)?,
             None => None,
         })
+    }
+
+    /// The loss on held-out data before the first step. The state is the initial one afterwards, so this ends the run.
+    ///
+    /// # Errors
+    ///
+    /// Where the device fails.
+    pub fn initial_held_out_loss(&mut self) -> Result<Option<f64>, TrainError> {
+        if self.setup.evaluator.is_none() {
+            return Ok(None);
+        }
+        self.setup.stepper.restart(&self.setup.initial)?;
+        self.held_out_loss()
     }
 
     /// Does `steps` more steps, and returns when all of them have been read.
@@ -474,7 +498,8 @@ impl Trainer {
             }
             if self.next < end && ending == Ending::Complete {
                 in_flight.push_back(self.launch()?);
-                if in_flight.len() < IN_FLIGHT {
+                // The first step of a run is read at once, so that it is known when it was done.
+                if in_flight.len() < IN_FLIGHT && self.done > 0 {
                     continue;
                 }
             }
@@ -497,6 +522,7 @@ impl Trainer {
 
     fn read(&mut self, (step, launched): (u64, Launched)) -> Result<StepRecord, TrainError> {
         let report = launched.wait()?;
+        self.first_step.get_or_insert_with(Instant::now);
         let Setup { loss, telemetry, folder, batches, .. } = &mut self.setup;
         let loss = loss
             .and_then(|(position, element_type)| decode_scalar(report.get(position)?, element_type))

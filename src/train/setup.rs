@@ -4,12 +4,13 @@
 //! folder comes last, so that a run that cannot start leaves nothing behind.
 
 use std::path::PathBuf;
+use std::time::Instant;
 
 use hlo::{PrimitiveType, Shape};
 use passes::layout::ArrayKind;
 use passes::telemetry::{Telemetry, TelemetryError};
 use passes::{ControllerLayout, Policy, PolicyError};
-use pjrt::Buffer;
+use pjrt::{Buffer, Executable, ExecuteOptions};
 
 use super::batch::BatchMaker;
 use super::corruption::Corruption;
@@ -18,8 +19,9 @@ use super::stepper::{Evaluator, Stepper, device};
 use super::{ControlRecord, Observer, TrainError};
 use crate::bundle::manifest::OutputRole;
 use crate::bundle::{Bundle, Dtype, check};
+use crate::cache::CompileCache;
 use crate::data::{Corpus, Split};
-use crate::engine::Engine;
+use crate::engine::{Engine, EngineError};
 use crate::files;
 
 /// What to train, on what, and how long.
@@ -39,8 +41,12 @@ pub struct Options {
     pub corruption: Option<Corruption>,
     /// Name or path of the plugin.
     pub plugin: String,
+    /// Keeps compiled programs from run to run.
+    pub cache: Option<CompileCache>,
     /// The run's folder; the next free one below `runs` if there is none given.
     pub out: Option<PathBuf>,
+    /// When the program was started, from where the time to the first step is counted.
+    pub started: Instant,
 }
 
 /// A run that is ready for its first step.
@@ -50,6 +56,8 @@ pub struct Setup {
     pub engine: Engine,
     /// The step and its state.
     pub stepper: Stepper,
+    /// Makes the state that the run begins with.
+    pub initial: InitialState,
     /// The held-out loss, where the bundle has one.
     pub evaluator: Option<Evaluator>,
     /// Makes the batches.
@@ -66,6 +74,36 @@ pub struct Setup {
     pub loss: Option<(usize, PrimitiveType)>,
     /// How to read the controller's telemetry, where there is a controller.
     pub telemetry: Option<TelemetryReader>,
+}
+
+/// Makes the state that a run begins with, the same one whenever it is asked.
+#[derive(Debug)]
+pub struct InitialState {
+    executable: Executable,
+    seed: Buffer,
+    /// The step's input that each output is for.
+    inputs: Vec<usize>,
+}
+
+impl InitialState {
+    /// Numbers of the inputs that it makes values for.
+    #[must_use]
+    pub fn inputs(&self) -> &[usize] {
+        &self.inputs
+    }
+
+    /// Starts computing the state: values with the numbers of their inputs.
+    ///
+    /// # Errors
+    ///
+    /// Where the device refuses.
+    pub fn make(&self) -> Result<impl Iterator<Item = (usize, Buffer)>, EngineError> {
+        // The seed is kept, for the next time.
+        let options = ExecuteOptions { non_donatable_inputs: vec![0], ..Default::default() };
+        let failed = device("computing the initial state failed");
+        let execution = self.executable.execute(&[[&self.seed]], &options).map_err(failed)?;
+        Ok(self.inputs.iter().copied().zip(execution.outputs.into_iter().flatten()))
+    }
 }
 
 /// Reads the controller's telemetry.
@@ -98,6 +136,8 @@ impl Setup {
     pub fn new(options: &Options, observer: &mut dyn Observer) -> Result<Self, TrainError> {
         let bundle = &options.bundle;
         let manifest = &bundle.manifest;
+        let reached = |what: &str| tracing::debug!("{:.3} s: {what}", options.started.elapsed().as_secs_f64());
+        reached("model ready");
         let untrainable =
             |what: &str| TrainError::Untrainable { bundle: bundle.folder.display().to_string(), what: what.to_owned() };
         let data = manifest.data.as_ref().ok_or_else(|| {
@@ -113,9 +153,12 @@ impl Setup {
         let eval_module = bundle.eval_module()?;
         let split = Split::new(Corpus::open(&options.data)?, data.window)?;
 
-        let engine = Engine::open(&options.plugin)?;
+        reached("data open");
+        let engine = Engine::open(&options.plugin)?.with_cache(options.cache.clone());
+        reached("plugin open");
         observer.phase("compiling");
         let step = engine.compile(&bundle.module, "the train step")?;
+        reached("step compiled");
         let evaluator = match (&manifest.eval, &eval_module) {
             (Some(eval), Some(module)) => {
                 let loss_type = check::output_shapes(module).first().map_or(PrimitiveType::F32, |s| s.element_type());
@@ -124,12 +167,14 @@ impl Setup {
             }
             _ => None,
         };
+        reached("evaluation compiled");
         let make_state = engine.compile(&init_module, "the initial state")?;
+        reached("initial state compiled");
         let seed = encode_integer(u64::from(options.seed), init.seed_dtype);
         let seed = engine.upload(&seed, init.seed_dtype, &[])?;
-        let values = make_state.execute_single(&[&seed]).map_err(device("computing the initial state failed"))?;
+        let initial = InitialState { executable: make_state, seed, inputs: init.outputs.clone() };
         let mut state: Vec<Option<Buffer>> = manifest.inputs.iter().map(|_| None).collect();
-        for (&input, value) in init.outputs.iter().zip(values) {
+        for (input, value) in initial.make()? {
             if let Some(slot) = state.get_mut(input) {
                 *slot = Some(value);
             }
@@ -142,6 +187,7 @@ impl Setup {
                 }
             }
         }
+        reached("initial state launched");
         let stepper = Stepper::new(step, manifest, state)?;
         let batches = BatchMaker::new(&engine, manifest, data)
             .ok_or_else(|| untrainable("its batch input is missing"))?
@@ -184,8 +230,9 @@ impl Setup {
                 platform: engine.platform(),
             },
         })?;
+        reached("run folder made");
         let (seed, loss_unit) = (u64::from(options.seed), data.loss_unit.clone());
-        Ok(Self { engine, stepper, evaluator, batches, split, folder, seed, loss_unit, loss, telemetry })
+        Ok(Self { engine, stepper, initial, evaluator, batches, split, folder, seed, loss_unit, loss, telemetry })
     }
 }
 

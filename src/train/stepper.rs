@@ -7,6 +7,8 @@ use crate::bundle::Manifest;
 use crate::bundle::manifest::{InputRole, OutputRole};
 use crate::engine::EngineError;
 
+use super::setup::InitialState;
+
 /// Where an argument of the step comes from.
 #[derive(Debug, Clone, Copy)]
 enum Source {
@@ -124,6 +126,25 @@ impl Stepper {
     #[must_use]
     pub fn state(&self, index: usize) -> Option<&Buffer> {
         self.state.get(index)?.as_ref()
+    }
+
+    /// Returns to the state that the run began with. The values of now are given up first, to make room.
+    ///
+    /// # Errors
+    ///
+    /// Where the device refuses; the state is lost then.
+    pub fn restart(&mut self, initial: &InitialState) -> Result<(), EngineError> {
+        for &input in initial.inputs() {
+            if let Some(slot) = self.state.get_mut(input) {
+                *slot = None;
+            }
+        }
+        for (input, value) in initial.make()? {
+            if let Some(slot) = self.state.get_mut(input) {
+                *slot = Some(value);
+            }
+        }
+        Ok(())
     }
 
     /// Numbers of the outputs that the host reads, in the order in which [`Launched::wait`] returns them.

@@ -207,6 +207,10 @@ fn training_lowers_the_held_out_loss_and_leaves_a_complete_run_folder() {
     let summary = json(&fs::read_to_string(at.path().join("run/summary.json")).unwrap());
     let (before, after) = (summary["held_out_before"].as_f64().unwrap(), summary["held_out_after"].as_f64().unwrap());
     assert!(after < before * 2.0 / 3.0, "{before} to {after}");
+    // The loss before is that of the state before, although it is computed last.
+    succeed(at.path(), "train mlp --data text --steps 0 --out none");
+    let none = json(&fs::read_to_string(at.path().join("none/summary.json")).unwrap());
+    assert_eq!(summary["held_out_before"], none["held_out_after"]);
     assert_eq!((&summary["ending"], &summary["steps"]), (&json("\"complete\""), &json("200")));
     let steps: Vec<_> = metrics(&at.path().join("run")).iter().map(|m| m["step"].as_u64().unwrap()).collect();
     assert_eq!(steps, (0..200).collect::<Vec<_>>());

@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::string_slice)]
 
+mod cache;
 mod happy;
 mod plugins;
 mod refusals;
@@ -35,6 +36,8 @@ impl From<Output> for Ran {
 fn program(at: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_entropic"));
     command.current_dir(at);
+    // Not the user's own; and what one test compiled, another need not.
+    command.env("ENTROPIC_CACHE_DIR", Path::new(env!("CARGO_TARGET_TMPDIR")).join("executables"));
     command
 }
 

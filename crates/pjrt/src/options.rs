@@ -77,7 +77,12 @@ pub enum OptionValue {
 }
 
 impl CompileOptions {
-    pub(crate) fn to_bytes(&self) -> Result<Vec<u8>> {
+    /// The bytes that a plugin is given. Equal options give equal bytes.
+    ///
+    /// # Errors
+    ///
+    /// Where the options contradict each other.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let replicas = count("num_replicas", self.num_replicas)?;
         let partitions = count("num_partitions", self.num_partitions)?;
         let mut build = Message::default();

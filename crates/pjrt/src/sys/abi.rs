@@ -2,8 +2,8 @@
 //!
 //! Field order, slot order and sizes are facts of the ABI and are pinned by `abi_tests`. Every argument struct
 //! starts with its own size, and a plugin refuses a struct that is smaller than the one it was built with, so each
-//! struct here has the fields of the newest version known (0.114), which 0.117 accepts. A plugin never looks beyond
-//! the fields that it knows, so older ones accept them too.
+//! struct here has the fields of 0.114. Plugins of 0.116 and 0.117, given too small a struct, ask for no more. A
+//! plugin never looks beyond the fields that it knows, so older ones accept them too.
 
 use std::ffi::{c_char, c_void};
 
