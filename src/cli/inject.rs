@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use clap::Args;
 
-use super::{Outcome, print};
+use super::{Outcome, Reading, print};
 use entropic::bundle::Bundle;
 use entropic::bundle::manifest::Controller;
 use entropic::engine::Engine;
@@ -21,6 +21,8 @@ use passes::{ControllerLayout, Policy};
 pub(super) struct Arguments {
     /// The bundle or module to control.
     model: PathBuf,
+    #[command(flatten)]
+    reading: Reading,
     /// Where the result goes: a bundle's folder for a bundle; for a bare module a .hlo.pb file, with its manifest beside it
     /// under the same name with .manifest.json.
     #[arg(short, long, value_name = "OUT")]
@@ -40,7 +42,7 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
     let policy = read_policy(arguments.policy.as_deref())?;
-    let model = Model::open(&arguments.model)?;
+    let model = Model::open_with(&arguments.model, &arguments.reading.reader())?;
     let into_itself =
         arguments.output.canonicalize().is_ok_and(|out| model.path().canonicalize().is_ok_and(|m| m == out));
     if into_itself {
@@ -54,6 +56,8 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
             folder: injected.folder.clone(),
             manifest: found.manifest.clone(),
             module: model.module().clone(),
+            origin: model.origin().clone(),
+            reader: injected.reader.clone(),
         };
         let engine = Engine::open(&arguments.plugin)?;
         let verified = verify::verify(&engine, &original, &injected, &found.step)?;

@@ -14,7 +14,8 @@ mod worker;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
+use entropic::input::Reader;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -23,7 +24,8 @@ Exit codes:
   2    the command line is wrong
   130  interrupted; what was done so far is on disk
 
-MODEL is a bundle (a folder with a manifest.json) or a bare serialized HloModuleProto (.hlo.pb).";
+MODEL is a bundle (a folder with a manifest.json) or a file with a bare module: a serialized HloModuleProto, StableHLO
+(text or bytecode), or what jax.export serializes.";
 
 /// Entropy control for JAX-exported train steps.
 #[derive(Debug, Parser)]
@@ -50,6 +52,20 @@ enum Command {
     /// Do one task for a parent process of this program.
     #[command(hide = true)]
     Worker(worker::Arguments),
+}
+
+/// How modules are read, for every command that reads one.
+#[derive(Debug, Args)]
+struct Reading {
+    /// The platform whose code is taken from a jax.export file for several.
+    #[arg(long, value_name = "cpu|cuda|rocm|tpu")]
+    platform: Option<String>,
+}
+
+impl Reading {
+    fn reader(&self) -> Reader {
+        Reader::default().platform(self.platform.as_deref())
+    }
 }
 
 /// How a command that did not fail ended.

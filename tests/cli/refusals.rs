@@ -9,14 +9,14 @@ use hlo::{Module, PrimitiveType, Shape};
 use super::{Ran, corpus, listing, model, program, run, workplace};
 
 /// Runs `line` (words) and expects a refusal that contains all of `parts`.
-fn refused(at: &Path, line: &str, parts: &[&str]) {
+pub(super) fn refused(at: &Path, line: &str, parts: &[&str]) {
     let before = listing(at);
     let ran = run(at, &line.split_whitespace().collect::<Vec<_>>());
     check(&ran, line, parts);
     assert_eq!(listing(at), before, "`{line}` left something behind");
 }
 
-fn check(ran: &Ran, line: &str, parts: &[&str]) {
+pub(super) fn check(ran: &Ran, line: &str, parts: &[&str]) {
     assert_eq!(ran.code, Some(1), "`{line}`: {}\n{}", ran.err, ran.out);
     let errors: Vec<_> = ran.err.lines().filter(|l| l.starts_with("error: ")).collect();
     let [error] = errors.as_slice() else { panic!("`{line}` must say why in one paragraph:\n{}", ran.err) };
