@@ -1,12 +1,14 @@
 //! A device with a compiler: the plugin, a client on it, and one device of that client.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use hlo::Module;
 use pjrt::{Buffer, Client, CompileOptions, Device, Executable, OptionValue, Plugin, Program};
 use thiserror::Error;
 
+use crate::build;
 use crate::bundle::Dtype;
+use crate::isolate::{IsolateError, Worker};
 use crate::plugin::{self, FindError};
 
 /// A compiler flag of the CPU plugin that must be off where state is donated.
@@ -49,6 +51,14 @@ pub enum EngineError {
         /// What the compiler says.
         source: pjrt::Error,
     },
+    /// The compiler refused the module, or died of it.
+    #[error("{}{source}", apart(what, source))]
+    Apart {
+        /// Which module.
+        what: String,
+        /// What happened.
+        source: IsolateError,
+    },
     /// Something failed on the device.
     #[error("{what}: {source}")]
     Device {
@@ -64,6 +74,7 @@ pub enum EngineError {
 pub struct Engine {
     client: Client,
     device: Device,
+    worker: Option<Worker>,
 }
 
 impl Engine {
@@ -73,12 +84,28 @@ impl Engine {
     ///
     /// Where the plugin is missing, does not load, or has no device.
     pub fn open(given: &str) -> Result<Self, EngineError> {
-        let path = plugin::find(given)?;
-        let plugin = Plugin::load(&path).map_err(EngineError::Load)?;
-        let failed = |source| EngineError::Client { path: path.clone(), source };
+        Self::open_file(&plugin::find(given)?)
+    }
+
+    /// Opens the first device of the plugin in that file.
+    ///
+    /// # Errors
+    ///
+    /// Where it does not load, or has no device.
+    pub fn open_file(path: &Path) -> Result<Self, EngineError> {
+        let plugin = Plugin::load(path).map_err(EngineError::Load)?;
+        let failed = |source| EngineError::Client { path: path.to_owned(), source };
         let client = Client::create(&plugin, &[]).map_err(failed)?;
         let device = client.device(0).map_err(failed)?.clone();
-        Ok(Self { client, device })
+        Ok(Self { client, device, worker: None })
+    }
+
+    /// Compiles in a child process from now on where the device can be shared with one, that is on the CPU: a module that
+    /// makes the compiler abort is an error then. On other devices only the verifier stands in front of the compiler.
+    #[must_use]
+    pub fn isolated(self, worker: Option<Worker>) -> Self {
+        let worker = worker.filter(|_| self.client.platform_name() == "cpu");
+        Self { worker, ..self }
     }
 
     /// The plugin.
@@ -102,6 +129,13 @@ impl Engine {
         let what = || what.to_owned();
         hlo::verify::verify(module).map_err(|source| EngineError::Verify { what: what(), source })?;
         let code = module.export();
+        if let Some(worker) = &self.worker {
+            let built = build::build(worker, self.plugin().path(), &code, &what());
+            if let Some(bytes) = built.map_err(|source| EngineError::Apart { what: what(), source })? {
+                let failed = |source| EngineError::Compile { what: what(), source };
+                return self.client.deserialize_executable(&bytes).map_err(failed);
+            }
+        }
         let program = Program::hlo(&code);
         let mut options = CompileOptions::default();
         if self.client.platform_name() == "cpu" {
@@ -127,5 +161,13 @@ impl Engine {
             .element_type()
             .and_then(|element_type| self.client.buffer_from_host(bytes, element_type, shape, &self.device))
             .map_err(|source| EngineError::Device { what: "copying an array to the device failed", source })
+    }
+}
+
+/// What the child says names the module already.
+fn apart(what: &str, source: &IsolateError) -> String {
+    match source {
+        IsolateError::Failed { .. } => String::new(),
+        _ => format!("{what} does not compile: "),
     }
 }

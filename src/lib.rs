@@ -5,6 +5,7 @@
 //! [`hlo`], the device in [`pjrt`]; this is the only room that touches files,
 //! the environment and the clock.
 
+pub mod build;
 pub mod bundle;
 pub mod data;
 pub mod engine;

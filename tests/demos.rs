@@ -44,6 +44,7 @@ fn train(model: &Path, policy: &str, steps: u64, corruption: Option<Corruption>)
         corruption,
         plugin: "cpu".to_owned(),
         out: Some(folder.path().join("run")),
+        worker: None,
     };
     let mut recorder = Recorder::default();
     let summary = train::run(&options, &AtomicBool::new(false), &mut recorder)

@@ -86,6 +86,7 @@ pub fn setup(bundle: Bundle, folder: &Path) -> Result<Setup> {
         corruption: None,
         plugin: "cpu".to_owned(),
         out: Some(folder.to_owned()),
+        worker: None,
     };
     Ok(Setup::new(&options, &mut Silent)?)
 }

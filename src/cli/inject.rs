@@ -10,6 +10,7 @@ use entropic::bundle::Bundle;
 use entropic::bundle::manifest::Controller;
 use entropic::engine::Engine;
 use entropic::files;
+use entropic::isolate::Worker;
 use entropic::model::Model;
 use entropic::verify;
 use indicatif::HumanBytes;
@@ -59,7 +60,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
             origin: model.origin().clone(),
             reader: injected.reader.clone(),
         };
-        let engine = Engine::open(&arguments.plugin)?;
+        let engine = Engine::open(&arguments.plugin)?.isolated(Some(Worker::this_program()?));
         let verified = verify::verify(&engine, &original, &injected, &found.step)?;
         text += &format!(
             "verified on {}: {} outputs of {} steps are bit-identical ({} bytes){}\n",

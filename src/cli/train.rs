@@ -9,6 +9,7 @@ use clap::Args;
 use super::inject::read_policy;
 use super::{Outcome, Reading, print, progress::Progress, table};
 use entropic::bundle::Bundle;
+use entropic::isolate::Worker;
 use entropic::model::Model;
 use entropic::train::{self, Corruption, Ending, Options, Share, Summary};
 
@@ -88,6 +89,7 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<Outcome> {
         corruption: arguments.corrupt.map(|share| Corruption { share, seed: u64::from(arguments.seed) }),
         plugin: arguments.plugin,
         out: arguments.out,
+        worker: Some(Worker::this_program()?),
     };
     if let Some(controller) = &options.bundle.manifest.controller {
         eprint!("{}", super::inject::snapshot_cost(&controller.layout));

@@ -40,6 +40,7 @@ pub fn serve(folder: &Path) -> Result<Infallible, ServeError> {
     });
     match serde_json::from_slice(&request)? {
         Request::Convert(task) => reply(&task, folder)?,
+        Request::Build(task) => reply(&task, folder)?,
     }
     end()
 }

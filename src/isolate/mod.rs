@@ -32,6 +32,8 @@ pub use child::{ServeError, paragraph, serve};
 pub enum Request {
     /// StableHLO becomes HLO.
     Convert(crate::input::Convert),
+    /// HLO becomes an executable.
+    Build(crate::build::Build),
 }
 
 /// A piece of work for a child.

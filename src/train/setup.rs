@@ -21,6 +21,7 @@ use crate::bundle::{Bundle, Dtype, check};
 use crate::data::{Corpus, Split};
 use crate::engine::Engine;
 use crate::files;
+use crate::isolate::Worker;
 
 /// What to train, on what, and how long.
 #[derive(Debug)]
@@ -41,6 +42,8 @@ pub struct Options {
     pub plugin: String,
     /// The run's folder; the next free one below `runs` if there is none given.
     pub out: Option<PathBuf>,
+    /// Compiles in such child processes, see [`Engine::isolated`].
+    pub worker: Option<Worker>,
 }
 
 /// A run that is ready for its first step.
@@ -113,7 +116,7 @@ impl Setup {
         let eval_module = bundle.eval_module()?;
         let split = Split::new(Corpus::open(&options.data)?, data.window)?;
 
-        let engine = Engine::open(&options.plugin)?;
+        let engine = Engine::open(&options.plugin)?.isolated(options.worker.clone());
         observer.phase("compiling");
         let step = engine.compile(&bundle.module, "the train step")?;
         let evaluator = match (&manifest.eval, &eval_module) {
