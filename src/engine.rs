@@ -1,6 +1,6 @@
 //! A device with a compiler: the plugin, a client on it, and one device of that client.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -8,8 +8,10 @@ use hlo::Module;
 use pjrt::{Buffer, Client, CompileOptions, Device, Executable, OptionValue, Plugin, Program};
 use thiserror::Error;
 
+use crate::build;
 use crate::bundle::Dtype;
 use crate::cache::{CompileCache, Key, Target};
+use crate::isolate::{IsolateError, Worker};
 use crate::plugin::{self, FindError, cuda};
 
 /// A compiler flag of the CPU plugin that must be off where state is donated.
@@ -57,6 +59,14 @@ pub enum EngineError {
         /// What the compiler says.
         source: pjrt::Error,
     },
+    /// The compiler refused the module, or died of it.
+    #[error("{}{source}", apart(what, source))]
+    Apart {
+        /// Which module.
+        what: String,
+        /// What happened.
+        source: IsolateError,
+    },
     /// Something failed on the device.
     #[error("{what}: {source}")]
     Device {
@@ -75,6 +85,7 @@ pub struct Engine {
     options: CompileOptions,
     cache: Option<(CompileCache, Target)>,
     programs: Arc<Programs>,
+    worker: Option<Worker>,
 }
 
 /// Where the programs of an engine came from.
@@ -106,10 +117,18 @@ impl Engine {
     ///
     /// Where the plugin is missing, does not load, or has no device.
     pub fn open(given: &str) -> Result<Self, EngineError> {
-        let path = plugin::find(given)?;
-        let hint = if cuda::is_plugin(&path) { preload(&cuda::libraries(&path)) } else { String::new() };
-        let plugin = Plugin::load(&path).map_err(EngineError::Load)?;
-        let failed = |source| EngineError::Client { path: path.clone(), source, hint: hint.clone() };
+        Self::open_file(&plugin::find(given)?)
+    }
+
+    /// Opens the first device of the plugin in that file.
+    ///
+    /// # Errors
+    ///
+    /// Where it does not load, or has no device.
+    pub fn open_file(path: &Path) -> Result<Self, EngineError> {
+        let hint = if cuda::is_plugin(path) { preload(&cuda::libraries(path)) } else { String::new() };
+        let plugin = Plugin::load(path).map_err(EngineError::Load)?;
+        let failed = |source| EngineError::Client { path: path.to_owned(), source, hint: hint.clone() };
         let client = Client::create(&plugin, &[]).map_err(failed)?;
         let device = client.device(0).map_err(failed)?.clone();
         let mut options = CompileOptions::default();
@@ -118,14 +137,22 @@ impl Engine {
                 options.env_option_overrides.insert(CPU_PACKS_WEIGHTS.to_owned(), OptionValue::Bool(false));
             }
             "cuda" => {
-                if let Some(folder) = cuda::data_dir(&path) {
+                if let Some(folder) = cuda::data_dir(path) {
                     let folder = OptionValue::String(folder.display().to_string());
                     options.env_option_overrides.insert(CUDA_DATA_DIR.to_owned(), folder);
                 }
             }
             _ => {}
         }
-        Ok(Self { client, device, options, cache: None, programs: Arc::default() })
+        Ok(Self { client, device, options, cache: None, programs: Arc::default(), worker: None })
+    }
+
+    /// Compiles in a child process from now on where the device can be shared with one, that is on the CPU: a module that
+    /// makes the compiler abort is an error then. On other devices only the verifier stands in front of the compiler.
+    #[must_use]
+    pub fn isolated(self, worker: Option<Worker>) -> Self {
+        let worker = worker.filter(|_| self.client.platform_name() == "cpu");
+        Self { worker, ..self }
     }
 
     /// The same engine, which takes programs from a cache and puts there what it compiles.
@@ -170,6 +197,14 @@ impl Engine {
             self.programs.cached.fetch_add(1, Ordering::Relaxed);
             return Ok(executable);
         }
+        if let Some(bytes) = self.build_apart(&code, what)? {
+            let executable = self.client.deserialize_executable(&bytes).map_err(failed)?;
+            self.programs.compiled.fetch_add(1, Ordering::Relaxed);
+            if let Some((cache, key)) = &entry {
+                cache.put(key, &bytes);
+            }
+            return Ok(executable);
+        }
         let program = Program::hlo(&code);
         let executable = match self.client.compile(&program, &self.options) {
             // A release of the plugin without that flag has no such weights.
@@ -187,6 +222,13 @@ impl Engine {
             }
         }
         Ok(executable)
+    }
+
+    /// What a child makes of the module, in the plugin's serialized form; nothing where there is no child or no such form.
+    fn build_apart(&self, code: &[u8], what: &str) -> Result<Option<Vec<u8>>, EngineError> {
+        let Some(worker) = &self.worker else { return Ok(None) };
+        let built = build::build(worker, self.plugin().path(), code, what);
+        built.map_err(|source| EngineError::Apart { what: what.to_owned(), source })
     }
 
     /// The program of that key, where the cache has it and the plugin takes it.
@@ -229,6 +271,14 @@ fn preload(libraries: &cuda::Libraries) -> String {
             &format!("; not in the Python environment: {names} (`pip install jax[cuda13]` brings CUDA's libraries)");
     }
     hint
+}
+
+/// What the child says names the module already.
+fn apart(what: &str, source: &IsolateError) -> String {
+    match source {
+        IsolateError::Failed { .. } => String::new(),
+        _ => format!("{what} does not compile: "),
+    }
 }
 
 #[cfg(test)]

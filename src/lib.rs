@@ -6,6 +6,7 @@
 //! the environment and the clock.
 
 pub mod audit;
+pub mod build;
 pub mod bundle;
 pub mod cache;
 pub mod data;

@@ -9,8 +9,9 @@ use passes::layout::ArrayKind;
 use passes::{Context, InjectError, Pipeline, PipelineError, Policy, TrainStep};
 use thiserror::Error;
 
-use crate::bundle::manifest::{Controller, Input, InputRole, Output, OutputRole};
+use crate::bundle::manifest::{self, Controller, InputRole, Output, OutputRole};
 use crate::bundle::{self, Bundle, BundleError, CheckError, Dtype, Manifest, check};
+use crate::input::{Input, Origin, Reader};
 use crate::target::Platform;
 
 /// A bundle or a bare module.
@@ -18,12 +19,14 @@ use crate::target::Platform;
 pub enum Model {
     /// A folder with a manifest.
     Bundle(Box<Bundle>),
-    /// A serialized HloModuleProto.
+    /// A file with a module.
     Bare {
         /// The file.
         path: PathBuf,
         /// The module.
         module: Box<Module>,
+        /// What it was read from.
+        origin: Origin,
     },
 }
 
@@ -83,11 +86,29 @@ impl Model {
     ///
     /// Where there is none, or it is damaged or contradicts itself.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
+        Self::open_with(path, &Reader::default())
+    }
+
+    /// The same, with a choice of how modules are read.
+    ///
+    /// # Errors
+    ///
+    /// See [`Model::open`].
+    pub fn open_with(path: &Path, reader: &Reader) -> Result<Self, ModelError> {
         if path.is_dir() {
-            return Ok(Self::Bundle(Box::new(Bundle::open(path)?)));
+            return Ok(Self::Bundle(Box::new(Bundle::open_with(path, reader)?)));
         }
-        let module = Box::new(bundle::read_module(path)?);
-        Ok(Self::Bare { path: path.to_owned(), module })
+        let Input { module, origin } = bundle::read_module(path, reader)?;
+        Ok(Self::Bare { path: path.to_owned(), module: Box::new(module), origin })
+    }
+
+    /// What its module was read from.
+    #[must_use]
+    pub fn origin(&self) -> &Origin {
+        match self {
+            Self::Bundle(bundle) => &bundle.origin,
+            Self::Bare { origin, .. } => origin,
+        }
     }
 
     /// Where it was read from.
@@ -142,9 +163,9 @@ impl Model {
                 rename(&mut step, &bundle.manifest);
                 bundle.manifest.clone()
             }
-            Self::Bare { path, .. } => {
+            Self::Bare { path, origin, .. } => {
                 let file = path.file_name().unwrap_or_default().to_string_lossy();
-                bundle::derive(&module, &step, &file).map_err(|source| self.describe_error(source))?
+                bundle::derive(&module, &step, &file, origin).map_err(|source| self.describe_error(source))?
             }
         };
         Ok(Found { module, manifest, step })
@@ -176,7 +197,7 @@ impl Model {
         for input in &layout.inputs {
             let (dtype, shape) = array(&input.element_type, &input.dims)?;
             let role = if input.kind == ArrayKind::Policy { InputRole::Policy } else { InputRole::Control };
-            manifest.inputs.push(Input { name: input.name.clone(), dtype, shape, role });
+            manifest.inputs.push(manifest::Input { name: input.name.clone(), dtype, shape, role });
         }
         for output in &layout.outputs {
             let (dtype, shape) = array(&output.element_type, &output.dims)?;
@@ -187,15 +208,29 @@ impl Model {
         }
         manifest.controller = Some(Controller { policy: policy.clone(), platform, layout });
         check::check(&manifest, &module).map_err(|source| self.describe_error(source))?;
-        let folder = match self {
-            Self::Bundle(bundle) => bundle.folder.clone(),
-            Self::Bare { path, .. } => path.parent().unwrap_or(Path::new("")).to_owned(),
+        let (folder, reader) = match self {
+            Self::Bundle(bundle) => (bundle.folder.clone(), bundle.reader.clone()),
+            Self::Bare { path, .. } => (path.parent().unwrap_or(Path::new("")).to_owned(), Reader::default()),
         };
-        Ok(Bundle { folder, manifest, module })
+        rename_module(&mut manifest);
+        Ok(Bundle { folder, manifest, module, origin: Origin::default(), reader })
     }
 
     fn describe_error(&self, source: CheckError) -> ModelError {
         ModelError::Describe { path: self.path().to_owned(), source }
+    }
+}
+
+/// What is written is HLO, whatever was read: its name says so.
+fn rename_module(manifest: &mut Manifest) {
+    if manifest.module.ends_with(".pb") {
+        return;
+    }
+    let stem = manifest.module.split('.').next().unwrap_or_default();
+    let taken: Vec<_> = manifest.init.iter().map(|i| &i.file).chain(manifest.eval.iter().map(|e| &e.file)).collect();
+    let mut candidates = ["", ".step", ".controlled"].iter().map(|part| format!("{stem}{part}.hlo.pb"));
+    if let Some(name) = candidates.find(|name| !taken.contains(&name)) {
+        manifest.module = name;
     }
 }
 

@@ -108,12 +108,8 @@ const GPUS: &[(&str, &str)] = &[
 ];
 
 /// TPUs: name, generation in a topology's name, the smallest topology of one host.
-const TPUS: &[(&str, &str, &str)] = &[
-    ("tpu-v4", "v4", "2x2x1"),
-    ("tpu-v5e", "v5e", "2x2"),
-    ("tpu-v5p", "v5p", "2x2x1"),
-    ("tpu-v6e", "v6e", "2x2"),
-];
+const TPUS: &[(&str, &str, &str)] =
+    &[("tpu-v4", "v4", "2x2x1"), ("tpu-v5e", "v5e", "2x2"), ("tpu-v5p", "v5p", "2x2x1"), ("tpu-v6e", "v6e", "2x2")];
 
 impl Target {
     /// All names, without topologies.

@@ -47,6 +47,7 @@ fn train(model: &Path, policy: &str, steps: u64, corruption: Option<Corruption>)
         cache: None,
         out: Some(folder.path().join("run")),
         started: std::time::Instant::now(),
+        worker: None,
     };
     let mut recorder = Recorder::default();
     let summary = train::run(&options, &AtomicBool::new(false), &mut recorder)

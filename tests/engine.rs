@@ -9,6 +9,7 @@ use std::path::Path;
 use entropic::bundle::Bundle;
 use entropic::cache::CompileCache;
 use entropic::engine::Engine;
+use entropic::isolate::Worker;
 use pjrt::{Buffer, Executable};
 use sha2::{Digest, Sha256};
 
@@ -102,4 +103,22 @@ fn what_the_plugin_does_not_load_is_compiled_again() {
     let third = engine();
     third.compile(&bundle.module, "the step").unwrap();
     assert_eq!((third.programs().cached(), third.programs().compiled()), (1, 0));
+}
+
+#[test]
+fn what_a_child_compiles_computes_the_same() {
+    let engine = Engine::open("cpu").expect("the CPU plugin is missing: run `make plugin`");
+    let apart = engine.clone().isolated(Some(Worker::new(env!("CARGO_BIN_EXE_entropic"))));
+    let bundle = Bundle::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join("mlp")).unwrap();
+    let [here, there] = [&engine, &apart]
+        .map(|engine| losses(engine, &bundle, &engine.compile(&bundle.module, "the step").unwrap(), false));
+    assert_eq!(here, there);
+}
+
+#[test]
+fn a_child_that_is_no_entropic_is_an_error() {
+    let engine = Engine::open("cpu").unwrap().isolated(Some(Worker::new("/bin/true")));
+    let bundle = Bundle::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join("mlp")).unwrap();
+    let error = engine.compile(&bundle.module, "the step").unwrap_err().to_string();
+    assert!(error.contains("the step does not compile") && error.contains("gave no reply"), "{error}");
 }

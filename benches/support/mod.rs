@@ -88,6 +88,7 @@ pub fn setup(bundle: Bundle, folder: &Path) -> Result<Setup> {
         cache: None,
         out: Some(folder.to_owned()),
         started: std::time::Instant::now(),
+        worker: None,
     };
     Ok(Setup::new(&options, &mut Silent)?)
 }

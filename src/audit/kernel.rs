@@ -37,8 +37,7 @@ pub enum KernelKind {
 
 impl KernelKind {
     /// All kinds, in the order of a report.
-    pub const ALL: [Self; 6] =
-        [Self::Fusion, Self::Copy, Self::Call, Self::Collective, Self::Other, Self::Scalar];
+    pub const ALL: [Self; 6] = [Self::Fusion, Self::Copy, Self::Call, Self::Collective, Self::Other, Self::Scalar];
 
     /// What a report calls it.
     #[must_use]
@@ -286,8 +285,7 @@ impl Walk<'_> {
     }
 
     fn host(&mut self, i: &Instruction, what: &str) {
-        let construct =
-            HostConstruct { name: i.name.clone(), what: what.to_owned(), op_name: i.op_name().to_owned() };
+        let construct = HostConstruct { name: i.name.clone(), what: what.to_owned(), op_name: i.op_name().to_owned() };
         self.profile.host.push(construct);
     }
 
@@ -371,7 +369,12 @@ fn is_host_callback(target: &str) -> bool {
 fn is_marker(target: &str) -> bool {
     matches!(
         target,
-        "AllocateBuffer" | "CreateBuffer" | "Sharding" | "SPMDFullToShardShape" | "SPMDShardToFullShape" | "annotate_device_placement"
+        "AllocateBuffer"
+            | "CreateBuffer"
+            | "Sharding"
+            | "SPMDFullToShardShape"
+            | "SPMDShardToFullShape"
+            | "annotate_device_placement"
     )
 }
 

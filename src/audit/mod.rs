@@ -134,8 +134,7 @@ impl Audit {
         let profile = |side: &Optimized| Profile::of(&side.module, target.platform());
         let profiles = (profile(plain), profile(injected));
         let told = |side: &Optimized| side.report.flops.is_some() && side.report.bytes_accessed.is_some();
-        let counted_by =
-            if told(plain) && told(injected) { CountedBy::Compiler } else { CountedBy::Shapes };
+        let counted_by = if told(plain) && told(injected) { CountedBy::Compiler } else { CountedBy::Shapes };
         let (added, removed) = differing(&profiles.0.kernels, &profiles.1.kernels);
         let after: Vec<_> = injected.module.aliases();
         let (mut aliases_kept, mut aliases_lost) = (0, Vec::new());

@@ -8,16 +8,19 @@ use passes::step::StateRole;
 
 use super::Dtype;
 use super::check::{CheckError, output_shapes};
+use crate::input::Origin;
+
 use super::manifest::{FORMAT_VERSION, Input, InputRole, Manifest, Output, OutputRole};
 
 /// Describes `module` as a bundle without init, eval and data. `file` is the name that the module will have.
 ///
-/// Names are tree paths where the front end left them, else HLO names; a name that occurs twice gets a number.
+/// Names are tree paths where the front end left them or `origin` has them, else HLO names; a name that occurs twice gets a
+/// number.
 ///
 /// # Errors
 ///
 /// Where an input or output is no array of a type that a manifest can name.
-pub fn derive(module: &Module, step: &TrainStep, file: &str) -> Result<Manifest, CheckError> {
+pub fn derive(module: &Module, step: &TrainStep, file: &str, origin: &Origin) -> Result<Manifest, CheckError> {
     let entry = module.entry_computation();
     let mut taken = HashSet::new();
     let inputs = entry
@@ -48,7 +51,8 @@ pub fn derive(module: &Module, step: &TrainStep, file: &str) -> Result<Manifest,
                 }
                 None => OutputRole::Aux,
             };
-            Ok(Output { name: format!("result[{index}]"), dtype, shape: dims, role, input })
+            let name = origin.output_names.get(index).cloned().unwrap_or_else(|| format!("result[{index}]"));
+            Ok(Output { name, dtype, shape: dims, role, input })
         })
         .collect::<Result<_, CheckError>>()?;
     Ok(Manifest {
@@ -60,7 +64,7 @@ pub fn derive(module: &Module, step: &TrainStep, file: &str) -> Result<Manifest,
         init: None,
         eval: None,
         data: None,
-        target_platforms: Vec::new(),
+        target_platforms: origin.chosen.clone().map_or_else(|| origin.platforms.clone(), |chosen| vec![chosen]),
         versions: BTreeMap::new(),
         controller: None,
     })

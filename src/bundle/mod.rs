@@ -21,6 +21,7 @@ pub use dtype::Dtype;
 pub use manifest::{Manifest, ManifestError};
 
 use crate::files::{StagedFolder, WriteError};
+use crate::input::{Input, InputError, Origin, Reader};
 
 /// File name of the manifest.
 pub const MANIFEST: &str = "manifest.json";
@@ -34,6 +35,10 @@ pub struct Bundle {
     pub manifest: Manifest,
     /// The step.
     pub module: Module,
+    /// What the step was read from.
+    pub origin: Origin,
+    /// How modules are read.
+    pub reader: Reader,
 }
 
 /// Why a bundle cannot be read.
@@ -50,7 +55,7 @@ pub enum BundleError {
     /// A folder without a manifest.
     #[error(
         "{} is no model bundle: it has no {MANIFEST}; give a bundle's folder (models/README.md says how to export one) or \
-         a single .hlo.pb file", folder.display()
+         a file with a module", folder.display()
     )]
     NoManifest {
         /// The folder.
@@ -70,7 +75,7 @@ pub enum BundleError {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        source: hlo::ImportError,
+        source: Box<InputError>,
     },
     /// Manifest and module contradict each other.
     #[error("{} does not fit its modules: {source}", path.display())]
@@ -89,6 +94,15 @@ impl Bundle {
     ///
     /// See [`BundleError`].
     pub fn open(folder: &Path) -> Result<Self, BundleError> {
+        Self::open_with(folder, &Reader::default())
+    }
+
+    /// The same, with a choice of how modules are read.
+    ///
+    /// # Errors
+    ///
+    /// See [`BundleError`].
+    pub fn open_with(folder: &Path, reader: &Reader) -> Result<Self, BundleError> {
         let path = folder.join(MANIFEST);
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
@@ -99,9 +113,9 @@ impl Bundle {
         };
         let manifest = Manifest::from_json(&String::from_utf8_lossy(&bytes))
             .map_err(|source| BundleError::Manifest { path: path.clone(), source })?;
-        let module = read_module(&folder.join(&manifest.module))?;
+        let Input { module, origin } = read_module(&folder.join(&manifest.module), reader)?;
         check::check(&manifest, &module).map_err(|source| BundleError::Check { path, source })?;
-        Ok(Self { folder: folder.to_owned(), manifest, module })
+        Ok(Self { folder: folder.to_owned(), manifest, module, origin, reader: reader.for_companions() })
     }
 
     /// Reads the computation of the initial state, where the bundle has one.
@@ -111,7 +125,7 @@ impl Bundle {
     /// Where it cannot be read or does not fit the manifest.
     pub fn init_module(&self) -> Result<Option<Module>, BundleError> {
         let Some(init) = &self.manifest.init else { return Ok(None) };
-        let module = read_module(&self.folder.join(&init.file))?;
+        let module = read_module(&self.folder.join(&init.file), &self.reader)?.module;
         self.checked(check::check_init_module(&self.manifest, init, &module))?;
         Ok(Some(module))
     }
@@ -123,7 +137,7 @@ impl Bundle {
     /// Where it cannot be read or does not fit the manifest.
     pub fn eval_module(&self) -> Result<Option<Module>, BundleError> {
         let Some(eval) = &self.manifest.eval else { return Ok(None) };
-        let module = read_module(&self.folder.join(&eval.file))?;
+        let module = read_module(&self.folder.join(&eval.file), &self.reader)?.module;
         self.checked(check::check_eval_module(&self.manifest, eval, &module))?;
         Ok(Some(module))
     }
@@ -171,8 +185,9 @@ pub enum SaveError {
 /// # Errors
 ///
 /// Where there is no such file, or it holds no module.
-pub fn read_module(path: &Path) -> Result<Module, BundleError> {
-    Module::import(&read(path)?).map_err(|source| BundleError::Module { path: path.to_owned(), source })
+pub fn read_module(path: &Path, reader: &Reader) -> Result<Input, BundleError> {
+    let failed = |source| BundleError::Module { path: path.to_owned(), source: Box::new(source) };
+    reader.read_module(&read(path)?).map_err(failed)
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, BundleError> {

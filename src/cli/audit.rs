@@ -8,7 +8,7 @@ use clap::Args;
 use indicatif::{BinaryBytes, ProgressBar};
 
 use super::inject::read_policy;
-use super::{Outcome, print, table};
+use super::{Outcome, Reading, print, table};
 use entropic::audit::kernel::KernelKind;
 use entropic::audit::{Audit, CountedBy, Limits, Side, compile};
 use entropic::files;
@@ -20,6 +20,8 @@ use entropic::target::Target;
 pub(super) struct Arguments {
     /// The bundle or module to audit, without a controller.
     model: PathBuf,
+    #[command(flatten)]
+    reading: Reading,
     /// What to compile for: cpu, a100, h100, h200, or tpu-v4, tpu-v5e, tpu-v5p, tpu-v6e with a topology such as
     /// tpu-v5e:4x4. The device need not be here, its plugin must be.
     #[arg(long, value_name = "TARGET")]
@@ -50,13 +52,14 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
     let policy = read_policy(arguments.policy.as_deref())?;
-    let model = Model::open(&arguments.model)?;
+    let model = Model::open_with(&arguments.model, &arguments.reading.reader())?;
     let injected = model.inject(&policy, arguments.target.platform())?;
     let spinner = ProgressBar::new_spinner().with_message(format!("compiling twice for {}", arguments.target));
     spinner.enable_steady_tick(std::time::Duration::from_millis(100));
     let worker = Worker::this_program()?;
-    let both = compile(&worker, &arguments.target, model.module(), "the step without control")
-        .and_then(|plain| Ok((plain, compile(&worker, &arguments.target, &injected.module, "the step under control")?)));
+    let both = compile(&worker, &arguments.target, model.module(), "the step without control").and_then(|plain| {
+        Ok((plain, compile(&worker, &arguments.target, &injected.module, "the step under control")?))
+    });
     spinner.finish_and_clear();
     let (plain, controlled) = both?;
     if let Some(folder) = &arguments.dump {
@@ -93,14 +96,24 @@ fn describe(audit: &Audit) -> String {
         }
     }
     let launches = signed(plain.all_launches, injected.all_launches);
-    table.add_row(["launched in all".to_owned(), plain.all_launches.to_string(), injected.all_launches.to_string(), launches]);
+    table.add_row([
+        "launched in all".to_owned(),
+        plain.all_launches.to_string(),
+        injected.all_launches.to_string(),
+        launches,
+    ]);
     let percent = |extra: f64| format!("{extra:+.3}%");
     let (before, after) = (large(plain.bytes_accessed, "B"), large(injected.bytes_accessed, "B"));
     table.add_row(["bytes accessed".to_owned(), before, after, percent(audit.extra_bytes())]);
     let main = |side: &Side| large(side.main_memory_bytes as f64, "B");
     table.add_row(["bytes of main memory".to_owned(), main(plain), main(injected), percent(audit.extra_main_memory())]);
     let more = if plain.flops == injected.flops { 0.0 } else { (injected.flops / plain.flops - 1.0) * 100.0 };
-    table.add_row(["floating-point operations".to_owned(), large(plain.flops, ""), large(injected.flops, ""), percent(more)]);
+    table.add_row([
+        "floating-point operations".to_owned(),
+        large(plain.flops, ""),
+        large(injected.flops, ""),
+        percent(more),
+    ]);
     let (before, after) = (plain.memory, injected.memory);
     for (label, before, after) in [
         ("arguments", before.arguments, after.arguments),
@@ -117,16 +130,29 @@ fn describe(audit: &Audit) -> String {
     };
     if bytes(plain) + bytes(injected) > 0 {
         let size = |side: &Side| BinaryBytes(bytes(side)).to_string();
-        table.add_row(["bytes communicated".to_owned(), size(plain), size(injected), signed(bytes(plain), bytes(injected))]);
+        table.add_row([
+            "bytes communicated".to_owned(),
+            size(plain),
+            size(injected),
+            signed(bytes(plain), bytes(injected)),
+        ]);
     }
     let (before, after) = (plain.host.len() as u64, injected.host.len() as u64);
-    table.add_row(["constructs with the host".to_owned(), before.to_string(), after.to_string(), signed(before, after)]);
+    table.add_row([
+        "constructs with the host".to_owned(),
+        before.to_string(),
+        after.to_string(),
+        signed(before, after),
+    ]);
     let counted = match audit.counted_by {
         CountedBy::Compiler => "counted by the compiler",
         CountedBy::Shapes => "counted from shapes",
     };
     let compiler = audit.compiler.lines().next().unwrap_or_default();
-    let mut text = format!("{table}\ntarget {} ({compiler}); bytes accessed and operations {counted}, bytes of main memory from shapes\n", audit.target);
+    let mut text = format!(
+        "{table}\ntarget {} ({compiler}); bytes accessed and operations {counted}, bytes of main memory from shapes\n",
+        audit.target
+    );
     text += &kernels("kernels that only the controlled step has", &audit.added);
     text += &kernels("kernels that only the plain step has", &audit.removed);
     text += &placement(audit);

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use clap::Args;
 
-use super::{Compiling, Outcome, print};
+use super::{Compiling, Outcome, Reading, print};
 use entropic::bundle::Bundle;
 use entropic::bundle::manifest::Controller;
 use entropic::engine::Engine;
 use entropic::files;
+use entropic::isolate::Worker;
 use entropic::model::Model;
 use entropic::target::Target;
 use entropic::verify;
@@ -22,6 +23,8 @@ use passes::{ControllerLayout, Policy};
 pub(super) struct Arguments {
     /// The bundle or module to control.
     model: PathBuf,
+    #[command(flatten)]
+    reading: Reading,
     /// Where the result goes: a bundle's folder for a bundle; for a bare module a .hlo.pb file, with its manifest beside it
     /// under the same name with .manifest.json.
     #[arg(short, long, value_name = "OUT")]
@@ -47,7 +50,7 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
     let policy = read_policy(arguments.policy.as_deref())?;
-    let model = Model::open(&arguments.model)?;
+    let model = Model::open_with(&arguments.model, &arguments.reading.reader())?;
     let into_itself =
         arguments.output.canonicalize().is_ok_and(|out| model.path().canonicalize().is_ok_and(|m| m == out));
     if into_itself {
@@ -61,8 +64,11 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
             folder: injected.folder.clone(),
             manifest: found.manifest.clone(),
             module: model.module().clone(),
+            origin: model.origin().clone(),
+            reader: injected.reader.clone(),
         };
-        let engine = Engine::open(&arguments.plugin)?.with_cache(arguments.compiling.cache());
+        let worker = Worker::this_program()?;
+        let engine = Engine::open(&arguments.plugin)?.with_cache(arguments.compiling.cache()).isolated(Some(worker));
         let verified = verify::verify(&engine, &original, &injected, &found.step)?;
         text += &format!(
             "verified on {}: {} outputs of {} steps are bit-identical ({} bytes){}\n",

@@ -8,7 +8,7 @@ use passes::expose::Exposed;
 use passes::step::GradientStatus;
 use serde::Serialize;
 
-use super::{Outcome, print, table};
+use super::{Outcome, Reading, print, table};
 use entropic::files;
 use entropic::model::{Found, Model};
 use entropic::report::{self, ParameterReport, Report};
@@ -17,6 +17,8 @@ use entropic::report::{self, ParameterReport, Report};
 pub(super) struct Arguments {
     /// The bundle or module to look into.
     model: PathBuf,
+    #[command(flatten)]
+    reading: Reading,
     /// Print JSON instead of tables.
     #[arg(long)]
     json: bool,
@@ -40,12 +42,13 @@ enum View {
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
-    let model = Model::open(&arguments.model)?;
+    let model = Model::open_with(&arguments.model, &arguments.reading.reader())?;
     let found = model.find()?;
     if let (Some(view), Some(output)) = (arguments.expose, &arguments.output) {
         return expose(found, view, output, arguments.json);
     }
-    let report = Report::new(&model.path().display().to_string(), &found);
+    let mut report = Report::new(&model.path().display().to_string(), &found);
+    report.notes.splice(0..0, model.origin().note());
     if arguments.json {
         print(&(serde_json::to_string_pretty(&report)? + "\n"))?;
     } else {

@@ -17,8 +17,9 @@ mod worker;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use entropic::cache::CompileCache;
+use entropic::input::Reader;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -27,7 +28,8 @@ Exit codes:
   2    the command line is wrong
   130  interrupted; what was done so far is on disk
 
-MODEL is a bundle (a folder with a manifest.json) or a bare serialized HloModuleProto (.hlo.pb).";
+MODEL is a bundle (a folder with a manifest.json) or a file with a bare module: a serialized HloModuleProto, StableHLO
+(text or bytecode), or what jax.export serializes.";
 
 /// Entropy control for JAX-exported train steps.
 #[derive(Debug, Parser)]
@@ -58,6 +60,20 @@ enum Command {
     Worker(worker::Arguments),
     /// List or clear the cache of compiled programs.
     Cache(cache::Arguments),
+}
+
+/// How modules are read, for every command that reads one.
+#[derive(Debug, Args)]
+struct Reading {
+    /// The platform whose code is taken from a jax.export file for several.
+    #[arg(long, value_name = "cpu|cuda|rocm|tpu")]
+    platform: Option<String>,
+}
+
+impl Reading {
+    fn reader(&self) -> Reader {
+        Reader::default().platform(self.platform.as_deref())
+    }
 }
 
 /// How a command that did not fail ended.

@@ -4,19 +4,21 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{Outcome, print};
+use super::{Outcome, Reading, print};
 use entropic::model::Model;
 use hlo::text::Preset;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// A serialized HloModuleProto, or a bundle (its step is shown).
+    /// A file with a module, or a bundle (its step is shown).
     #[arg(value_name = "MODEL")]
     file: PathBuf,
+    #[command(flatten)]
+    reading: Reading,
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
-    let model = Model::open(&arguments.file)?;
+    let model = Model::open_with(&arguments.file, &arguments.reading.reader())?;
     print(&hlo::text::print(model.module(), Preset::Canonical))?;
     Ok(Outcome::Done)
 }

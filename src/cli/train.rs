@@ -8,8 +8,9 @@ use anyhow::{Context, bail};
 use clap::Args;
 
 use super::inject::read_policy;
-use super::{Compiling, Outcome, print, progress::Progress, table};
+use super::{Compiling, Outcome, Reading, print, progress::Progress, table};
 use entropic::bundle::Bundle;
+use entropic::isolate::Worker;
 use entropic::model::Model;
 use entropic::target::Platform;
 use entropic::train::{self, Corruption, Ending, Options, Share, Summary};
@@ -18,6 +19,8 @@ use entropic::train::{self, Corruption, Ending, Options, Share, Summary};
 pub(super) struct Arguments {
     /// The bundle to train.
     model: PathBuf,
+    #[command(flatten)]
+    reading: Reading,
     /// Files and folders of text; folders give all text files below them.
     #[arg(long, num_args = 1.., required = true, value_name = "PATH")]
     data: Vec<PathBuf>,
@@ -54,13 +57,13 @@ static INTERRUPT: AtomicBool = AtomicBool::new(false);
 pub(super) fn run(arguments: Arguments, started: Instant) -> anyhow::Result<Outcome> {
     if !arguments.model.is_dir() && arguments.model.exists() {
         bail!(
-            "{} is a bare module, and training needs a bundle: the initial state and the shape of the data are not in HLO; \
+            "{} is a bare module, and training needs a bundle: the initial state and the shape of the data are not in it; \
              models/README.md says how to export one",
             arguments.model.display()
         );
     }
     let policy = arguments.policy.as_deref().map(|path| read_policy(Some(path))).transpose()?;
-    let bundle = Bundle::open(&arguments.model)?;
+    let bundle = Bundle::open_with(&arguments.model, &arguments.reading.reader().prefer(&arguments.plugin))?;
     let (bundle, policy) = match (bundle.manifest.controller.is_some(), arguments.no_control) {
         (true, true) => bail!(
             "{} has a controller, so it cannot be trained without; train the bundle it was injected into",
@@ -92,6 +95,7 @@ pub(super) fn run(arguments: Arguments, started: Instant) -> anyhow::Result<Outc
         cache: arguments.compiling.cache(),
         out: arguments.out,
         started,
+        worker: Some(Worker::this_program()?),
     };
     if let Some(controller) = &options.bundle.manifest.controller {
         eprint!("{}", super::inject::snapshot_cost(&controller.layout));

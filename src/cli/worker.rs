@@ -14,6 +14,5 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
-    isolate::serve(&arguments.folder)?;
-    Ok(Outcome::Done)
+    match isolate::serve(&arguments.folder)? {}
 }

@@ -1,5 +1,6 @@
 //! The child's side: read the request, do it, write the reply.
 
+use std::convert::Infallible;
 use std::error::Error;
 use std::fs;
 use std::io::{self, Read};
@@ -23,20 +24,26 @@ pub enum ServeError {
     Json(#[from] serde_json::Error),
 }
 
-/// Does what the request in `folder` asks for, and writes the reply there.
+/// Does what the request in `folder` asks for, writes the reply there, and ends the process.
 ///
-/// The process ends at once when its standard input is closed, as it is when the parent is gone.
+/// The process ends at once, too, when its standard input is closed, as it is when the parent is gone.
 ///
 /// # Errors
 ///
 /// Where there is no request or no reply can be written; a task that fails is a reply.
-pub fn serve(folder: &Path) -> Result<(), ServeError> {
+pub fn serve(folder: &Path) -> Result<Infallible, ServeError> {
     let request = fs::read(folder.join(REQUEST))?;
-    end_with_parent();
+    thread::spawn(|| {
+        let mut nothing = [0];
+        while matches!(io::stdin().read(&mut nothing), Ok(1)) {}
+        end()
+    });
     match serde_json::from_slice(&request)? {
-        Request::Convert(task) => reply(&task, folder),
-        Request::Compile(task) => reply(&task, folder),
+        Request::Convert(task) => reply(&task, folder)?,
+        Request::Build(task) => reply(&task, folder)?,
+        Request::Compile(task) => reply(&task, folder)?,
     }
+    end()
 }
 
 fn reply<T: Task>(task: &T, folder: &Path) -> Result<(), ServeError> {
@@ -53,15 +60,11 @@ fn write(answer: &Answer<impl Serialize>, folder: &Path) -> Result<(), ServeErro
     Ok(())
 }
 
-fn end_with_parent() {
-    thread::spawn(|| {
-        let mut nothing = [0];
-        while matches!(io::stdin().read(&mut nothing), Ok(1)) {}
-        // No destructors: a plugin's may wait for the compilation that nobody needs any more.
-        #[cfg(unix)]
-        let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
-        std::process::abort();
-    });
+/// Ends the process without running destructors: a plugin's may wait for a compilation that nobody needs any more.
+fn end() -> ! {
+    #[cfg(unix)]
+    let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
+    std::process::abort()
 }
 
 /// A chain of causes as one paragraph; a cause whose words its parent has said already is left out.

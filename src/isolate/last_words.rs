@@ -29,7 +29,10 @@ pub(super) fn of(path: &Path) -> String {
 fn choose(text: &str) -> String {
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
     let chosen = match lines.iter().position(|l| is_fatal(l)) {
-        Some(fatal) => lines.iter().skip(fatal).take_while(|l| !l.starts_with("***")).take(LINES).copied().collect(),
+        Some(fatal) => {
+            let said = lines.iter().skip(fatal).take_while(|l| !l.starts_with("***"));
+            said.take(LINES).map(|l| without_time(l)).collect()
+        }
         None => lines.iter().skip(lines.len().saturating_sub(LINES)).copied().collect::<Vec<_>>(),
     };
     let joined = chosen.join(" ");
@@ -41,9 +44,14 @@ fn choose(text: &str) -> String {
 
 /// Lines of level FATAL begin with `F` and the date (`F0000 00:00:1758.5 1234 literal.cc:80] Check failed: ...`).
 fn is_fatal(line: &str) -> bool {
-    let mut characters = line.chars();
-    (characters.next() == Some('F') && characters.take(4).all(|c| c.is_ascii_digit()) && line.contains("] "))
-        || line.contains("Check failed")
+    line.contains("Check failed") || without_time(line) != line
+}
+
+/// A fatal line from the source file on: level, time and thread are of no use to anybody.
+fn without_time(line: &str) -> &str {
+    let date = line.strip_prefix('F').and_then(|l| l.get(..4)).filter(|d| d.bytes().all(|b| b.is_ascii_digit()));
+    let message = date.and_then(|_| line.splitn(4, char::is_whitespace).nth(3));
+    message.map(str::trim_start).filter(|m| m.contains("] ")).unwrap_or(line)
 }
 
 #[cfg(test)]
@@ -54,7 +62,9 @@ mod tests {
     fn a_check_failure_is_chosen_without_its_stack_trace() {
         let text = "I0000 00:00:1.5 7 cpu_client.cc:470] created\nF0000 00:00:1.6 7 shape.cc:80] Check failed: a == b \n\
                     *** Check failure stack trace: ***\n    @ 0x7f absl::Die()\n    @ 0x7e main\n";
-        assert_eq!(choose(text), "F0000 00:00:1.6 7 shape.cc:80] Check failed: a == b");
+        assert_eq!(choose(text), "shape.cc:80] Check failed: a == b");
+        let other = "start\nF1124 a few words\nCheck failed: no source\nend\n";
+        assert_eq!(choose(other), "Check failed: no source end");
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub enum Request {
     Convert(crate::input::Convert),
     /// A module is compiled for a target.
     Compile(crate::audit::Compile),
+    /// HLO becomes an executable.
+    Build(crate::build::Build),
 }
 
 /// A piece of work for a child.

@@ -23,6 +23,7 @@ use crate::cache::CompileCache;
 use crate::data::{Corpus, Split};
 use crate::engine::{Engine, EngineError};
 use crate::files;
+use crate::isolate::Worker;
 
 /// What to train, on what, and how long.
 #[derive(Debug)]
@@ -47,6 +48,8 @@ pub struct Options {
     pub out: Option<PathBuf>,
     /// When the program was started, from where the time to the first step is counted.
     pub started: Instant,
+    /// Compiles in such child processes, see [`Engine::isolated`].
+    pub worker: Option<Worker>,
 }
 
 /// A run that is ready for its first step.
@@ -154,7 +157,8 @@ impl Setup {
         let split = Split::new(Corpus::open(&options.data)?, data.window)?;
 
         reached("data open");
-        let engine = Engine::open(&options.plugin)?.with_cache(options.cache.clone());
+        let engine = Engine::open(&options.plugin)?;
+        let engine = engine.with_cache(options.cache.clone()).isolated(options.worker.clone());
         reached("plugin open");
         observer.phase("compiling");
         let step = engine.compile(&bundle.module, "the train step")?;

@@ -4,11 +4,16 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::string_slice)]
 
+mod broken;
 mod cache;
 mod happy;
+mod inputs;
 mod plugins;
 mod refusals;
 mod tiny;
+
+#[path = "../support/broken.rs"]
+mod broken_programs;
 
 use std::ffi::OsStr;
 use std::fs;

@@ -9,7 +9,7 @@ use hlo::{Module, PrimitiveType, Shape};
 use super::{Ran, corpus, listing, model, run, workplace};
 
 /// Runs `line` (words) and expects a refusal that contains all of `parts`.
-fn refused(at: &Path, line: &str, parts: &[&str]) {
+pub(super) fn refused(at: &Path, line: &str, parts: &[&str]) {
     let before = listing(at);
     let ran = run(at, &line.split_whitespace().collect::<Vec<_>>());
     check(&ran, line, parts);
