@@ -17,7 +17,7 @@ use crate::bundle::{self, Bundle, BundleError, CheckError, Dtype, Manifest, chec
 pub enum Model {
     /// A folder with a manifest.
     Bundle(Box<Bundle>),
-    /// A serialized HloModuleProto.
+    /// A file with a module.
     Bare {
         /// The file.
         path: PathBuf,

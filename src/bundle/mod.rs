@@ -50,7 +50,7 @@ pub enum BundleError {
     /// A folder without a manifest.
     #[error(
         "{} is no model bundle: it has no {MANIFEST}; give a bundle's folder (models/README.md says how to export one) or \
-         a single .hlo.pb file", folder.display()
+         a single module's file", folder.display()
     )]
     NoManifest {
         /// The folder.
@@ -71,6 +71,22 @@ pub enum BundleError {
         path: PathBuf,
         /// What is wrong.
         source: hlo::ImportError,
+    },
+    /// HLO text that is no module.
+    #[error("{}: {source}", path.display())]
+    Text {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: hlo::text::ParseError,
+    },
+    /// HLO text in another encoding.
+    #[error("{} is HLO text, but not UTF-8 from byte {valid} on; write it as UTF-8", path.display())]
+    Encoding {
+        /// The file.
+        path: PathBuf,
+        /// How many bytes are UTF-8.
+        valid: usize,
     },
     /// Manifest and module contradict each other.
     #[error("{} does not fit its modules: {source}", path.display())]
@@ -130,6 +146,8 @@ impl Bundle {
 
     /// Writes the bundle to `target`: manifest, step, and the other modules as they are in [`Bundle::folder`].
     ///
+    /// The step is written as a proto, under a name that says so.
+    ///
     /// The folder appears when it is complete. An existing bundle of that name is replaced.
     ///
     /// # Errors
@@ -137,8 +155,12 @@ impl Bundle {
     /// Where something else is there, or a file cannot be read or written.
     pub fn save(&self, target: &Path) -> Result<(), SaveError> {
         let staged = StagedFolder::new(target, |folder| folder.join(MANIFEST).is_file())?;
-        staged.write(MANIFEST, self.manifest.to_json()?.as_bytes())?;
-        staged.write(&self.manifest.module, &self.module.export())?;
+        let mut manifest = self.manifest.clone();
+        if Path::new(&manifest.module).extension().is_none_or(|e| e != "pb") {
+            manifest.module = "module.hlo.pb".to_owned();
+        }
+        staged.write(MANIFEST, manifest.to_json()?.as_bytes())?;
+        staged.write(&manifest.module, &self.module.export())?;
         let init = self.manifest.init.as_ref().map(|i| &i.file);
         let eval = self.manifest.eval.as_ref().map(|e| &e.file);
         for file in init.into_iter().chain(eval) {
@@ -166,13 +188,21 @@ pub enum SaveError {
     Json(#[from] serde_json::Error),
 }
 
-/// Reads a module from a file.
+/// Reads a module from a file: a serialized HloModuleProto, or HLO text. The content says which, not the name.
 ///
 /// # Errors
 ///
 /// Where there is no such file, or it holds no module.
 pub fn read_module(path: &Path) -> Result<Module, BundleError> {
-    Module::import(&read(path)?).map_err(|source| BundleError::Module { path: path.to_owned(), source })
+    let bytes = read(path)?;
+    match bytes.trim_ascii_start() {
+        text if text.starts_with(b"HloModule") => {
+            let text = std::str::from_utf8(&bytes)
+                .map_err(|e| BundleError::Encoding { path: path.to_owned(), valid: e.valid_up_to() })?;
+            hlo::text::parse(text).map_err(|source| BundleError::Text { path: path.to_owned(), source })
+        }
+        _ => Module::import(&bytes).map_err(|source| BundleError::Module { path: path.to_owned(), source }),
+    }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, BundleError> {

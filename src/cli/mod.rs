@@ -22,7 +22,8 @@ Exit codes:
   2    the command line is wrong
   130  interrupted; what was done so far is on disk
 
-MODEL is a bundle (a folder with a manifest.json) or a bare serialized HloModuleProto (.hlo.pb).";
+MODEL is a bundle (a folder with a manifest.json) or a bare module: a serialized HloModuleProto (.hlo.pb), or HLO text
+as XLA prints it (it starts with `HloModule`).";
 
 /// Entropy control for JAX-exported train steps.
 #[derive(Debug, Parser)]

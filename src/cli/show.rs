@@ -10,7 +10,7 @@ use hlo::text::Preset;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// A serialized HloModuleProto, or a bundle (its step is shown).
+    /// A bare module, or a bundle (its step is shown).
     #[arg(value_name = "MODEL")]
     file: PathBuf,
 }
