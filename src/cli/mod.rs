@@ -28,8 +28,8 @@ Exit codes:
   2    the command line is wrong
   130  interrupted; what was done so far is on disk
 
-MODEL is a bundle (a folder with a manifest.json) or a file with a bare module: a serialized HloModuleProto, StableHLO
-(text or bytecode), or what jax.export serializes.";
+MODEL is a bundle (a folder with a manifest.json) or a file with a bare module: a serialized HloModuleProto, HLO text
+as XLA prints it, StableHLO (text or bytecode), or what jax.export serializes.";
 
 /// Entropy control for JAX-exported train steps.
 #[derive(Debug, Parser)]

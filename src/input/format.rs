@@ -8,6 +8,8 @@ pub enum Format {
     /// A serialized `HloModuleProto`; also whatever is none of the others.
     #[default]
     Hlo,
+    /// HLO as text, as XLA prints it.
+    HloText,
     /// StableHLO as text.
     StableHloText,
     /// StableHLO as MLIR bytecode, portable or not.
@@ -15,6 +17,9 @@ pub enum Format {
     /// What `jax.export` serializes.
     JaxExport,
 }
+
+/// How HLO text begins.
+const HLO_TEXT: &[u8] = b"HloModule";
 
 /// How MLIR bytecode begins.
 const BYTECODE: &[u8] = b"ML\xefR";
@@ -29,6 +34,9 @@ impl Format {
     /// Recognises a format by the first bytes.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {
+        if bytes.trim_ascii_start().starts_with(HLO_TEXT) {
+            return Self::HloText;
+        }
         if bytes.starts_with(BYTECODE) {
             return Self::StableHloBytecode;
         }
@@ -52,6 +60,7 @@ impl fmt::Display for Format {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Hlo => "a serialized HloModuleProto",
+            Self::HloText => "HLO text",
             Self::StableHloText => "StableHLO text",
             Self::StableHloBytecode => "StableHLO bytecode",
             Self::JaxExport => "a jax.export file",
@@ -74,7 +83,7 @@ mod tests {
             (b"\x3c\0\0\0\x38\0", Format::JaxExport),
             (b"\x0a\x08jit_step\x12\x07main.35", Format::Hlo),
             (b"\x0a\x06module\x12\x07main.35", Format::Hlo),
-            (b"HloModule jit_step", Format::Hlo),
+            (b"\n HloModule jit_step", Format::HloText),
             (b"modules are text", Format::Hlo),
             (b"\0\0\0\0", Format::Hlo),
             (b"", Format::Hlo),

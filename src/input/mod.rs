@@ -1,4 +1,4 @@
-//! Everything that holds a module: HLO protos, StableHLO as text or bytecode, `jax.export` files.
+//! Everything that holds a module: HLO as protos or text, StableHLO as text or bytecode, `jax.export` files.
 //!
 //! What a file is, is read off its first bytes, never off its name. HLO is read as it is; everything else becomes HLO by
 //! the front end of the CPU plugin, in a child process ([`Convert`]), whatever the module is for.
@@ -62,7 +62,8 @@ impl Origin {
             (None, []) => String::new(),
             (None, platforms) => format!(" for {}", platforms.join(", ")),
         };
-        (self.format != Format::Hlo).then(|| format!("converted from {}{choice}", self.format))
+        (!matches!(self.format, Format::Hlo | Format::HloText))
+            .then(|| format!("converted from {}{choice}", self.format))
     }
 }
 
@@ -72,6 +73,15 @@ pub enum InputError {
     /// No HLO.
     #[error(transparent)]
     Import(#[from] hlo::ImportError),
+    /// No HLO text.
+    #[error(transparent)]
+    Text(#[from] hlo::text::ParseError),
+    /// HLO text in another encoding.
+    #[error("it is HLO text, but not UTF-8 from byte {valid} on; write it as UTF-8")]
+    Encoding {
+        /// How many bytes are UTF-8.
+        valid: usize,
+    },
     /// A `jax.export` file that is none, or none for us.
     #[error(transparent)]
     Export(#[from] ExportError),
@@ -174,6 +184,11 @@ impl Reader {
             Format::Hlo => {
                 self.no_platforms(format)?;
                 Ok(Input { module: Module::import(bytes)?, origin: Origin::default() })
+            }
+            Format::HloText => {
+                self.no_platforms(format)?;
+                let text = std::str::from_utf8(bytes).map_err(|e| InputError::Encoding { valid: e.valid_up_to() })?;
+                Ok(Input { module: hlo::text::parse(text)?, origin: Origin { format, ..Origin::default() } })
             }
             Format::StableHloText | Format::StableHloBytecode => self.read_stablehlo(bytes, format),
             Format::JaxExport => self.read_export(bytes),

@@ -109,6 +109,27 @@ fn show_prints_hlo_text() {
 }
 
 #[test]
+fn hlo_text_is_read_wherever_a_module_is() {
+    let at = workplace();
+    let text = succeed(at.path(), "show mlp");
+    fs::write(at.path().join("step.txt"), &text).unwrap();
+    assert_eq!(succeed(at.path(), "show step.txt"), text);
+    let inspected = |file: &str| json(&succeed(at.path(), &format!("inspect {file} --json")))["parameters"].clone();
+    assert_eq!(inspected("step.txt"), inspected("mlp/module.hlo.pb"));
+    succeed(at.path(), "inject step.txt -o a.hlo.pb");
+    succeed(at.path(), "inject mlp/module.hlo.pb -o b.hlo.pb");
+    assert_eq!(succeed(at.path(), "show a.hlo.pb"), succeed(at.path(), "show b.hlo.pb"));
+    // A manifest may name text; what is written is a proto all the same.
+    let manifest = fs::read_to_string(at.path().join("mlp/manifest.json")).unwrap();
+    fs::write(at.path().join("mlp/manifest.json"), manifest.replace("module.hlo.pb", "step.hlo")).unwrap();
+    fs::write(at.path().join("mlp/step.hlo"), &text).unwrap();
+    fs::remove_file(at.path().join("mlp/module.hlo.pb")).unwrap();
+    succeed(at.path(), "inject mlp -o injected");
+    assert!(hlo::Module::import(&fs::read(at.path().join("injected/module.hlo.pb")).unwrap()).is_ok());
+    assert_eq!(succeed(at.path(), "show injected"), succeed(at.path(), "show b.hlo.pb"));
+}
+
+#[test]
 fn a_bundle_is_injected_verified_and_trained_as_if_it_had_been_injected_in_memory() {
     let at = workplace();
     let said = succeed(at.path(), "inject mlp -o controlled --verify");

@@ -35,14 +35,18 @@ fn files_that_hold_no_module() {
     let at = workplace();
     let module = fs::read(model("mlp").join("module.hlo.pb")).unwrap();
     let garbage: Vec<u8> = (0..5000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
-    let text = b"HloModule jit_step\n\nENTRY main { ROOT x = f32[] parameter(0) }\n";
+    let mlir = b"module @jit_step {\n  func.func public @main() {\n";
+    let text = b"HloModule m\n\nENTRY e {\n  x = f32[] parameter(0), color=3\n}\n";
+    let latin = b"HloModule m\n\nENTRY e {\n  x = f32[] parameter(0), metadata={op_name=\"\xe9\"}\n}\n";
     let proto_of_another_kind = [0x0a, 0x03, b'a', b'b', b'c'];
     for (bytes, parts) in [
         (&module[..module.len() / 2], &["x.hlo.pb", "truncated"][..]),
         (&module[..module.len() - 1], &["x.hlo.pb", "truncated"]),
         (&module[..100], &["x.hlo.pb"]),
         (&garbage, &["x.hlo.pb", "not a serialized HloModuleProto"]),
-        (text, &["x.hlo.pb", "text"]),
+        (mlir, &["x.hlo.pb", "text", "`HloModule`"]),
+        (text, &["x.hlo.pb: line 4, column 27: `color`: parameter has no such attribute"]),
+        (latin, &["x.hlo.pb: it is HLO text, but not UTF-8 from byte 68 on"]),
         (b"", &["x.hlo.pb", "empty"]),
         (&proto_of_another_kind, &["x.hlo.pb", "no computations"]),
     ] {

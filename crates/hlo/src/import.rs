@@ -19,8 +19,8 @@ use crate::wire::{self, Fields};
 pub enum ImportError {
     /// The bytes are text, not a binary proto.
     #[error(
-        "this is text, not a serialized HloModuleProto (it starts with {start:?}); export with \
-         `lowered.compiler_ir('hlo').as_serialized_hlo_module_proto()`"
+        "this is text, not a serialized HloModuleProto (it starts with {start:?}); text of XLA's starts with `HloModule`; \
+         export with `lowered.compiler_ir('hlo').as_serialized_hlo_module_proto()`"
     )]
     Text {
         /// The first characters.

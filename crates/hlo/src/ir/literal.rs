@@ -2,6 +2,33 @@
 
 use crate::proto::{LiteralProto, PrimitiveType};
 
+/// The field that holds the elements of a type of at most eight bits.
+macro_rules! bytes_field {
+    ($literal:ident, $element_type:ident, $($borrow:tt)+) => {{
+        use PrimitiveType as T;
+        Some(match $element_type {
+            T::S1 => $($borrow)+ $literal.s1s,
+            T::U1 => $($borrow)+ $literal.u1s,
+            T::S2 => $($borrow)+ $literal.s2s,
+            T::U2 => $($borrow)+ $literal.u2s,
+            T::S4 => $($borrow)+ $literal.s4s,
+            T::U4 => $($borrow)+ $literal.u4s,
+            T::S8 => $($borrow)+ $literal.s8s,
+            T::U8 => $($borrow)+ $literal.u8s,
+            T::F4E2M1FN => $($borrow)+ $literal.f4e2m1fns,
+            T::F8E3M4 => $($borrow)+ $literal.f8e3m4s,
+            T::F8E4M3 => $($borrow)+ $literal.f8e4m3s,
+            T::F8E4M3B11FNUZ => $($borrow)+ $literal.f8e4m3b11fnuzs,
+            T::F8E4M3FN => $($borrow)+ $literal.f8e4m3fns,
+            T::F8E4M3FNUZ => $($borrow)+ $literal.f8e4m3fnuzs,
+            T::F8E5M2 => $($borrow)+ $literal.f8e5m2s,
+            T::F8E5M2FNUZ => $($borrow)+ $literal.f8e5m2fnuzs,
+            T::F8E8M0FNU => $($borrow)+ $literal.f8e8m0fnus,
+            _ => return None,
+        })
+    }};
+}
+
 impl LiteralProto {
     /// Number of elements of `element_type` that the field for that type holds.
     ///
@@ -31,27 +58,12 @@ impl LiteralProto {
     /// The elements of a type of at most eight bits: one byte each, however narrow the type.
     #[must_use]
     pub fn bytes_of(&self, element_type: PrimitiveType) -> Option<&[u8]> {
-        use PrimitiveType as T;
-        Some(match element_type {
-            T::S1 => &self.s1s,
-            T::U1 => &self.u1s,
-            T::S2 => &self.s2s,
-            T::U2 => &self.u2s,
-            T::S4 => &self.s4s,
-            T::U4 => &self.u4s,
-            T::S8 => &self.s8s,
-            T::U8 => &self.u8s,
-            T::F4E2M1FN => &self.f4e2m1fns,
-            T::F8E3M4 => &self.f8e3m4s,
-            T::F8E4M3 => &self.f8e4m3s,
-            T::F8E4M3B11FNUZ => &self.f8e4m3b11fnuzs,
-            T::F8E4M3FN => &self.f8e4m3fns,
-            T::F8E4M3FNUZ => &self.f8e4m3fnuzs,
-            T::F8E5M2 => &self.f8e5m2s,
-            T::F8E5M2FNUZ => &self.f8e5m2fnuzs,
-            T::F8E8M0FNU => &self.f8e8m0fnus,
-            _ => return None,
-        })
+        bytes_field!(self, element_type, &)
+    }
+
+    /// Mutable access, see [`LiteralProto::bytes_of`].
+    pub fn bytes_of_mut(&mut self, element_type: PrimitiveType) -> Option<&mut Vec<u8>> {
+        bytes_field!(self, element_type, &mut)
     }
 }
 

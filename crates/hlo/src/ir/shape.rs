@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::{Arc, LazyLock};
 
+use buffa::Enumeration;
+
 use crate::proto::{LayoutProto, PrimitiveType, ShapeProto};
 
 impl PrimitiveType {
@@ -46,6 +48,13 @@ impl PrimitiveType {
             Self::TOKEN => "token",
             Self::BUFFER => "b",
         }
+    }
+
+    /// The type of arrays, tokens or opaque values that has this name in HLO text.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        let known = Self::values().iter().copied();
+        known.filter(|t| t.bits() > 0 || matches!(t, Self::OPAQUE_TYPE | Self::TOKEN)).find(|t| t.name() == name)
     }
 
     /// Whether elements are real floating-point numbers of any width.

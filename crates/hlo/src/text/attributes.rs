@@ -8,6 +8,7 @@ use super::literal::write_literal;
 use super::quote::{Braces, Joined, Name, Quoted, QuotedOrDict};
 use super::shape::{Layouts, ShapeText};
 use super::sharding::{Groups, ShardingText};
+use super::tables::{self, choice};
 use crate::ir::{Computation, Instruction, Module, Opcode};
 use crate::proto::{DotDimensionNumbers, FrontendAttributes, HloInstructionProto, OpMetadata, PrimitiveType};
 
@@ -93,13 +94,11 @@ impl Writer<'_> {
                 self.put("mantissa_bits", p.mantissa_bits)
             }
             O::Fft => {
-                self.put("fft_type", choice(p.fft_type, &["FFT", "IFFT", "RFFT", "IRFFT"]))?;
+                self.put("fft_type", choice(p.fft_type, &tables::FFT_TYPES))?;
                 self.put("fft_length", Braces(&p.fft_length))
             }
-            O::Rng => self.put("distribution", choice(p.distribution, &["rng_invalid", "rng_uniform", "rng_normal"])),
-            O::RngBitGenerator => {
-                self.put("algorithm", choice(p.rng_algorithm, &["rng_default", "rng_three_fry", "rng_philox"]))
-            }
+            O::Rng => self.put("distribution", choice(p.distribution, &tables::DISTRIBUTIONS)),
+            O::RngBitGenerator => self.put("algorithm", choice(p.rng_algorithm, &tables::RNG_ALGORITHMS)),
             O::RngGetAndUpdateState => self.put("delta", p.delta),
             O::Cholesky => self.flag("lower", p.cholesky_options.as_option().is_some_and(|o| o.lower)),
             O::TriangularSolve => self.triangular_solve(),
@@ -111,7 +110,10 @@ impl Writer<'_> {
                 self.put("k", p.k)?;
                 self.put("largest", p.largest)
             }
-            O::Fusion => self.put("kind", &p.fusion_kind),
+            O::Fusion => {
+                self.put("kind", &p.fusion_kind)?;
+                self.operand_aliasing()
+            }
             O::CustomCall => self.custom_call(),
             O::Infeed if !p.infeed_config.is_empty() => self.put("infeed_config", Quoted(&p.infeed_config)),
             O::Outfeed => {
@@ -188,11 +190,14 @@ impl Writer<'_> {
     fn precision(&mut self) -> fmt::Result {
         let Some(config) = self.proto.precision_config.as_option() else { return Ok(()) };
         if config.operand_precision.iter().any(|&p| p != 0) {
-            const NAMES: [&str; 3] = ["default", "high", "highest"];
-            let named: Vec<_> = config.operand_precision.iter().map(|&p| choice(p, &NAMES)).collect();
+            let named: Vec<_> = config.operand_precision.iter().map(|&p| choice(p, &tables::PRECISIONS)).collect();
             self.put("operand_precision", Braces(&named))?;
         }
-        if config.algorithm == 0 { Ok(()) } else { self.put("algorithm", choice(config.algorithm, &DOT_ALGORITHMS)) }
+        if config.algorithm == 0 {
+            Ok(())
+        } else {
+            self.put("algorithm", choice(config.algorithm, &tables::DOT_ALGORITHMS))
+        }
     }
 
     fn window(&mut self) -> fmt::Result {
@@ -253,8 +258,7 @@ impl Writer<'_> {
         self.flag("left_side", options.left_side)?;
         self.flag("lower", options.lower)?;
         self.flag("unit_diagonal", options.unit_diagonal)?;
-        const TRANSPOSES: [&str; 4] = ["TRANSPOSE_INVALID", "NO_TRANSPOSE", "TRANSPOSE", "ADJOINT"];
-        self.put("transpose_a", choice(options.transpose_a, &TRANSPOSES))
+        self.put("transpose_a", choice(options.transpose_a, &tables::TRANSPOSES))
     }
 
     fn domain(&mut self) -> fmt::Result {
@@ -295,12 +299,21 @@ impl Writer<'_> {
             write_literal(self.out, literal, shape, self.preset)?;
         }
         if p.padding_type != 0 {
-            self.put("padding_type", choice(p.padding_type, &["PADDING_INVALID", "PADDING_VALID", "PADDING_SAME"]))?;
+            self.put("padding_type", choice(p.padding_type, &tables::PADDING_TYPES))?;
         }
         if p.custom_call_schedule != 0 {
-            const SCHEDULES: [&str; 3] = ["SCHEDULE_NONE", "SCHEDULE_LATEST", "SCHEDULE_EARLIEST"];
-            self.put("schedule", choice(p.custom_call_schedule, &SCHEDULES))?;
+            self.put("schedule", choice(p.custom_call_schedule, &tables::SCHEDULES))?;
         }
+        self.operand_aliasing()?;
+        // 0 stands for a writer that knew no versions, and means the original one.
+        if p.custom_call_api_version > 1 {
+            self.put("api_version", choice(p.custom_call_api_version, &tables::API_VERSIONS))?;
+        }
+        Ok(())
+    }
+
+    fn operand_aliasing(&mut self) -> fmt::Result {
+        let p = self.proto;
         if !p.output_operand_aliasing.is_empty() {
             let entry = |a: &crate::proto::OutputOperandAliasing| {
                 let (output, inside) = (Braces(&a.output_shape_index), Braces(&a.operand_shape_index));
@@ -308,10 +321,6 @@ impl Writer<'_> {
             };
             let pairs: Vec<_> = p.output_operand_aliasing.iter().map(entry).collect();
             self.put("output_to_operand_aliasing", format_args!("{{{}}}", Joined(&pairs, ", ")))?;
-        }
-        // 0 stands for a writer that knew no versions, and means the original one.
-        if p.custom_call_api_version > 1 {
-            self.put("api_version", choice(p.custom_call_api_version, &API_VERSIONS))?;
         }
         Ok(())
     }
@@ -381,7 +390,10 @@ impl Writer<'_> {
         if !p.backend_config.is_empty() {
             self.put("backend_config", QuotedOrDict(&p.backend_config))?;
         }
-        let unknown: Vec<_> = self.instruction.unknown_fields().collect();
+        let mut unknown: Vec<_> = self.instruction.unknown_fields().collect();
+        if p.sparsity_config.as_deref().is_some_and(|config| !config.is_empty()) {
+            unknown.push(98);
+        }
         if unknown.is_empty() { Ok(()) } else { write!(self.out, " /*unknown fields {}*/", Joined(&unknown, ", ")) }
     }
 
@@ -398,36 +410,6 @@ impl Writer<'_> {
         }
     }
 }
-
-/// The name of an enumeration's number; `?` where it has none here.
-fn choice(number: i32, names: &[&'static str]) -> &'static str {
-    usize::try_from(number).ok().and_then(|n| names.get(n)).unwrap_or(&"?")
-}
-
-const DOT_ALGORITHMS: [&str; 14] = [
-    "unset",
-    "dot_any_f8_any_f8_f32",
-    "dot_any_f8_any_f8_f32_fast_accum",
-    "dot_f16_f16_f16",
-    "dot_f16_f16_f32",
-    "dot_bf16_bf16_bf16",
-    "dot_bf16_bf16_f32",
-    "dot_bf16_bf16_f32_x3",
-    "dot_bf16_bf16_f32_x6",
-    "dot_tf32_tf32_f32",
-    "dot_tf32_tf32_f32_x3",
-    "dot_f32_f32_f32",
-    "dot_f64_f64_f64",
-    "dot_bf16_bf16_f32_x9",
-];
-
-const API_VERSIONS: [&str; 5] = [
-    "API_VERSION_UNSPECIFIED",
-    "API_VERSION_ORIGINAL",
-    "API_VERSION_STATUS_RETURNING",
-    "API_VERSION_STATUS_RETURNING_UNIFIED",
-    "API_VERSION_TYPED_FFI",
-];
 
 /// `{key="value",other={dictionary}}`
 pub(super) struct Frontend<'a>(pub(super) &'a FrontendAttributes);

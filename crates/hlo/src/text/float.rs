@@ -5,16 +5,16 @@ use std::fmt;
 use crate::proto::PrimitiveType;
 
 /// How a small format uses its bits.
-struct Format {
-    exponent_bits: u32,
-    mantissa_bits: u32,
-    bias: i32,
-    specials: Specials,
+pub(super) struct Format {
+    pub(super) exponent_bits: u32,
+    pub(super) mantissa_bits: u32,
+    pub(super) bias: i32,
+    pub(super) specials: Specials,
 }
 
 /// Where infinities and NaNs are.
 #[derive(PartialEq)]
-enum Specials {
+pub(super) enum Specials {
     /// The largest exponent, as IEEE 754 says.
     Ieee,
     /// No infinity; NaN has all bits set below the sign.
@@ -25,7 +25,8 @@ enum Specials {
     None,
 }
 
-fn format(element_type: PrimitiveType) -> Option<Format> {
+/// How a type of at most 16 bits uses them; `None` for others and for powers of two.
+pub(super) fn format(element_type: PrimitiveType) -> Option<Format> {
     use PrimitiveType as T;
     use Specials as S;
     let (exponent_bits, mantissa_bits, bias, specials) = match element_type {

@@ -6,6 +6,7 @@ use super::Preset;
 use super::attributes::Frontend;
 use super::quote::{Braces, Name, Separated};
 use super::shape::ShapeText;
+use super::tables::{ALIAS_KINDS, choice};
 use crate::ir::Module;
 use crate::proto::ProgramShapeProto;
 
@@ -18,7 +19,7 @@ pub(super) fn write(out: &mut String, module: &Module, preset: Preset) -> fmt::R
     let aliases = header.input_output_alias.as_option().map(|t| t.entries.as_slice()).unwrap_or_default();
     if !aliases.is_empty() {
         let entries = aliases.iter().map(|alias| {
-            let kind = if alias.kind == 2 { "must-alias" } else { "may-alias" };
+            let kind = choice(if alias.kind == 2 { 2 } else { 1 }, &ALIAS_KINDS);
             let (output, inside) = (Index(&alias.output_shape_index), Index(&alias.parameter_shape_index));
             format!("{output}: ({}, {inside}, {kind})", alias.parameter_number)
         });

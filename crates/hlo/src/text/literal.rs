@@ -57,7 +57,7 @@ fn is_absurd(dims: &[i64]) -> bool {
 }
 
 /// Distance in the stored order between neighbours along each dimension.
-fn strides(shape: &ShapeProto) -> Vec<usize> {
+pub(super) fn strides(shape: &ShapeProto) -> Vec<usize> {
     let rank = shape.dimensions.len();
     let row_major = || (0..rank as i64).rev().collect();
     let stored = shape.layout.as_option().map(|l| l.minor_to_major.clone());

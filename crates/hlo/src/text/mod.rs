@@ -1,9 +1,10 @@
-//! HLO text as XLA prints it, in a form that XLA's own parser reads back.
+//! HLO text as XLA prints it, in a form that XLA's own parser reads back, and so does [`parse()`].
 //!
-//! What text cannot say is left out: wire ids, stack frames and profiles, the
-//! schedule beyond the fact that there is one, and fields that this crate does
-//! not know. Names are printed as XLA's importer would sanitize them. Printing
-//! never fails, a damaged module included: what does not exist is printed as `?`.
+//! What text cannot say is left out: wire ids, stack frames and profiles, and
+//! fields that this crate does not know, which a comment names. A scheduled
+//! module's lines stand in the order of the schedule. Names are printed as XLA's
+//! importer would sanitize them. Printing never fails, a damaged module included:
+//! what does not exist is printed as `?`.
 
 use std::fmt::{self, Write};
 
@@ -14,11 +15,17 @@ mod dimensions;
 mod float;
 mod header;
 mod literal;
+mod parse;
 mod quote;
+mod schedule;
 mod shape;
 mod sharding;
+mod tables;
+
+pub use parse::{ParseError, Problem, parse};
 
 use quote::{Name, Separated};
+use schedule::Schedule;
 use shape::{Layouts, ShapeText};
 
 /// What a text is for.
@@ -72,17 +79,24 @@ pub fn print_instruction(
 
 fn write_module(out: &mut String, module: &Module, preset: Preset) -> fmt::Result {
     header::write(out, module, preset)?;
+    let schedule = Schedule::of(module);
     for (id, computation) in module.computations() {
         out.write_str("\n")?;
         if id == module.entry() {
             out.write_str("ENTRY ")?;
         }
-        write_computation(out, module, computation, preset)?;
+        write_computation(out, module, computation, &schedule, preset)?;
     }
     Ok(())
 }
 
-fn write_computation(out: &mut String, module: &Module, computation: &Computation, preset: Preset) -> fmt::Result {
+fn write_computation(
+    out: &mut String,
+    module: &Module,
+    computation: &Computation,
+    schedule: &Schedule,
+    preset: Preset,
+) -> fmt::Result {
     write!(out, "%{} (", Name(&computation.name))?;
     for (n, id) in computation.parameters().into_iter().enumerate() {
         if let Some(parameter) = computation.get(id) {
@@ -98,7 +112,8 @@ fn write_computation(out: &mut String, module: &Module, computation: &Computatio
         None => out.write_str("?")?,
     }
     out.write_str(" {\n")?;
-    for (id, instruction) in computation.instructions() {
+    for id in schedule.order(computation) {
+        let Some(instruction) = computation.get(id) else { continue };
         out.write_str(if id == computation.root() { "  ROOT " } else { "  " })?;
         write_instruction(out, module, computation, instruction, preset)?;
         out.write_str("\n")?;
