@@ -126,6 +126,10 @@ pub(crate) fn bench(options: &Options) -> Result<()> {
             &[(Set::Cpu, "cpu")]
         }
     };
+    let document = document::read(&crate::root().join(&options.out))?;
+    for &(set, _) in sets {
+        document::between_markers(&document, set.marker(), "")?;
+    }
     crate::cargo(&["build", "--release"])?;
     let python = crate::python_with_jax()?;
     let mut failures = Vec::new();
