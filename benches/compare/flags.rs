@@ -86,7 +86,13 @@ fn contender(name: &str, (executable, mut bare): Step) -> Contender {
 fn compiled(client: &Client, module: &Module, initial: &Initial, setting: &[(&str, &str)]) -> Result<(Step, Vec<u8>)> {
     let mut options = CompileOptions::default();
     for (name, value) in [ALWAYS].iter().chain(setting) {
-        options.env_option_overrides.insert((*name).to_owned(), OptionValue::String((*value).to_owned()));
+        // The plugin takes no text for a truth value.
+        let value = match (value.parse(), value.parse()) {
+            (Ok(truth), _) => OptionValue::Bool(truth),
+            (_, Ok(number)) => OptionValue::Int(number),
+            _ => OptionValue::String((*value).to_owned()),
+        };
+        options.env_option_overrides.insert((*name).to_owned(), value);
     }
     let code = module.export();
     let executable = client.compile(&Program::hlo(&code), &options).context("it does not compile")?;
