@@ -27,6 +27,8 @@ build:
 plugin:
 	cargo run --quiet -- plugin fetch cpu
 
+# What control costs, against JAX and PyTorch too: installs both into .venv (6 GB), measures for about ten minutes on two
+# quiet cores, longer where there is a GPU, and writes the tables of docs/performance.md.
 bench: plugin
 	cargo xtask bench
 

@@ -1,19 +1,15 @@
-//! Timing in pairs, and the bare execute loop, for the benchmarks.
+//! Timing in pairs.
 //!
 //! On a busy machine no time means much, but two programs that take turns slow down together: each pair of short stretches
 //! gives a ratio, and what is reported is the median of the ratios with its 95% confidence interval.
 
-#![allow(dead_code, unreachable_pub, reason = "each benchmark uses a part of this module")]
+#![allow(unreachable_pub, reason = "a benchmark has no other crates to hide things from")]
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result};
-use entropic::bundle::Bundle;
-use entropic::bundle::manifest::InputRole;
-use entropic::train::{Options, Setup, Silent};
-use pjrt::Buffer;
+use anyhow::Result;
 
 /// Pairs of stretches, after one that is not counted.
 const PAIRS: usize = 24;
@@ -72,72 +68,4 @@ pub fn bundles(default: &[&str]) -> Vec<PathBuf> {
     let given: Vec<_> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).map(PathBuf::from).collect();
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
     if given.is_empty() { default.iter().map(|name| models.join(name)).collect() } else { given }
-}
-
-/// An uncontrolled run that is ready for its first step, on this repository's own text; its folder is inside `folder`.
-pub fn setup(bundle: Bundle, folder: &Path) -> Result<Setup> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let options = Options {
-        bundle,
-        policy: None,
-        data: vec![root.join("src"), root.join("passes"), root.join("crates")],
-        steps: 0,
-        seed: 0,
-        corruption: None,
-        plugin: "cpu".to_owned(),
-        cache: None,
-        out: Some(folder.to_owned()),
-        started: std::time::Instant::now(),
-        worker: None,
-    };
-    Ok(Setup::new(&options, &mut Silent)?)
-}
-
-/// The bare execute loop: its own copy of the state, one batch, nothing read; only the last step is waited for.
-pub struct Bare {
-    /// By input number.
-    arguments: Vec<Buffer>,
-    /// The input that each output succeeds.
-    successors: Vec<Option<usize>>,
-    batch: Vec<usize>,
-}
-
-impl Bare {
-    pub fn new(setup: &Setup, bundle: &Bundle) -> Result<Self> {
-        let manifest = &bundle.manifest;
-        let mut arguments = Vec::new();
-        for (index, input) in manifest.inputs.iter().enumerate() {
-            let bytes = match setup.stepper.state(index) {
-                Some(value) => value.to_vec()?,
-                None => {
-                    let elements: i64 = input.shape.iter().product();
-                    vec![0; usize::try_from(elements)? * usize::try_from(input.dtype.primitive().bits() / 8)?]
-                }
-            };
-            arguments.push(setup.engine.upload(&bytes, input.dtype, &input.shape)?);
-        }
-        let is_batch = |i: &usize| manifest.inputs.get(*i).is_some_and(|n| n.role == InputRole::Batch);
-        Ok(Self {
-            successors: manifest.outputs.iter().map(|o| o.input).collect(),
-            batch: (0..manifest.inputs.len()).filter(is_batch).collect(),
-            arguments,
-        })
-    }
-
-    /// Runs some steps and returns the seconds that they took.
-    pub fn run(&mut self, setup: &Setup, steps: u64) -> Result<f64> {
-        let begin = Instant::now();
-        for _ in 0..steps {
-            let arguments: Vec<&Buffer> = self.arguments.iter().collect();
-            let outputs = setup.stepper.executable().execute_single(&arguments)?;
-            for (output, input) in outputs.into_iter().zip(&self.successors) {
-                if let Some(slot) = input.and_then(|i| self.arguments.get_mut(i)) {
-                    *slot = output;
-                }
-            }
-        }
-        let state = (0..self.arguments.len()).find(|i| !self.batch.contains(i)).context("the step has no state")?;
-        self.arguments.get(state).context("the step has no state")?.ready_event()?.wait()?;
-        Ok(begin.elapsed().as_secs_f64())
-    }
 }

@@ -9,6 +9,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         &descriptors,
         protox::Compiler::new(["proto"])?.open_file("hlo.proto")?.encode_file_descriptor_set(),
     )?;
+    // buffa tells cargo to watch the descriptors, which are younger than this run: as old as their source, they do not
+    // make every build another one.
+    let schema = std::fs::metadata("proto/hlo.proto")?.modified()?;
+    std::fs::File::options().write(true).open(&descriptors)?.set_modified(schema)?;
+    println!("cargo:rerun-if-changed=proto/hlo.proto");
     buffa_build::Config::new()
         .files(&["hlo.proto"])
         .includes(&["proto"])

@@ -3,7 +3,9 @@
 //! Each one runs the commands that it prints and stops at the first that fails. The Makefile
 //! and `.ci/run` call these, so that what CI does is what a person does.
 
+mod bench;
 mod demos;
+mod document;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -25,8 +27,8 @@ enum Task {
     Matrix(Matrix),
     /// Run the experiments of docs/demos.md, which takes most of an hour for all of them, and write their tables and plots.
     Demos(demos::Options),
-    /// Time the train loop against a bare execute loop, and the passes on GPT-2.
-    Bench,
+    /// Measure what control costs, against JAX and PyTorch too, and write the table of docs/performance.md: about ten minutes.
+    Bench(bench::Options),
 }
 
 /// Options of `models`.
@@ -52,7 +54,7 @@ fn main() -> ExitCode {
         Task::Models(Models { check }) => models(check),
         Task::Matrix(Matrix { check }) => matrix(check),
         Task::Demos(options) => demos::demos(&options),
-        Task::Bench => cargo(&["bench", "--workspace"]),
+        Task::Bench(options) => bench::bench(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

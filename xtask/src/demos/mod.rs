@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
 use self::runs::{Control, Group, Plan, Series};
+use crate::document;
 
 /// Training text: sources that the documentation is not part of, so that its tables do not change what they report.
 const DATA: &[&str] = &["src", "crates", "passes"];
@@ -159,7 +160,7 @@ pub(crate) fn demos(options: &Options) -> Result<()> {
     crate::run(std::process::Command::new(&binary).args(["plugin", "fetch", "cpu"]))?;
 
     let text = crate::root().join("docs").join("demos.md");
-    let mut text = fs::read_to_string(&text).with_context(|| format!("cannot read {}", text.display()))?;
+    let mut text = document::read(&text)?;
     let out = crate::root().join(&options.out);
     let plots = out.join("demos");
     fs::create_dir_all(&plots).with_context(|| format!("cannot create {}", plots.display()))?;
@@ -171,11 +172,11 @@ pub(crate) fn demos(options: &Options) -> Result<()> {
             let runs = runs.collect::<Result<_>>()?;
             group.series.push(Series { plan, runs });
         }
-        write(&plots.join(format!("{}.svg", demo.name())), &demo.plot(&group)?)?;
+        document::write(&plots.join(format!("{}.svg", demo.name())), &demo.plot(&group)?)?;
         let (command, table) = (command(demo, options), demo.report(&group)?);
-        text = between_markers(&text, demo.name(), &format!("{command}\n\n{table}"))?;
+        text = document::between_markers(&text, demo.name(), &format!("{command}\n\n{table}"))?;
         // After each experiment, so that a failure in the next one loses nothing.
-        write(&out.join("demos.md"), &text)?;
+        document::write(&out.join("demos.md"), &text)?;
     }
     Ok(())
 }
@@ -186,37 +187,16 @@ fn command(demo: Demo, options: &Options) -> String {
     format!("`cargo xtask demos {}{seeds} --steps {}`", demo.name(), options.steps)
 }
 
-/// The text with another content between the markers of that name.
-fn between_markers(text: &str, name: &str, content: &str) -> Result<String> {
-    let [begin, end] = ["begin", "end"].map(|which| format!("<!-- {which} {name} -->"));
-    let (before, rest) = text.split_once(&begin).with_context(|| format!("docs/demos.md has no line `{begin}`"))?;
-    let (_, after) = rest.split_once(&end).with_context(|| format!("docs/demos.md has no line `{end}`"))?;
-    Ok(format!("{before}{begin}\n\n{}\n\n{end}{after}", content.trim()))
-}
-
-fn write(path: &Path, text: &str) -> Result<()> {
-    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
     #[test]
-    fn what_is_between_markers_is_replaced_and_nothing_else() {
-        let text = "a\n<!-- begin x -->\nold\n<!-- end x -->\nb\n<!-- begin y -->\n<!-- end y -->\n";
-        let expected = "a\n<!-- begin x -->\n\nnew\n\n<!-- end x -->\nb\n<!-- begin y -->\n<!-- end y -->\n";
-        assert_eq!(between_markers(text, "x", "new\n").unwrap(), expected);
-        assert_eq!(between_markers(expected, "x", "new").unwrap(), expected);
-        assert!(between_markers(text, "z", "").is_err());
-    }
-
-    #[test]
     fn the_document_has_markers_for_every_experiment() {
-        let text = fs::read_to_string(crate::root().join("docs").join("demos.md")).unwrap();
+        let text = document::read(&crate::root().join("docs").join("demos.md")).unwrap();
         for demo in Demo::value_variants() {
-            between_markers(&text, demo.name(), "").unwrap();
+            document::between_markers(&text, demo.name(), "").unwrap();
         }
     }
 }

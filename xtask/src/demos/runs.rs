@@ -83,7 +83,7 @@ impl Plan {
             }
             fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
             for (path, text) in [(&policy, text), (&notes, described.as_str())] {
-                super::write(path, text)?;
+                crate::document::write(path, text)?;
             }
             let result = crate::run(&mut command);
             // A run that the controller stopped has failed, but in order: that is a result.

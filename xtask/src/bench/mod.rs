@@ -1,0 +1,302 @@
+//! The table of docs/performance.md: what control costs, on the device and against other ways to have it.
+//!
+//! Each part is measured by one program in which contenders take turns (`benches/compare`; JAX and PyTorch wait for their
+//! turns in processes of their own, `benches/python`), and leaves its times in target/bench. Statistics and table are made
+//! here. Only what stands between the markers of docs/performance.md is written anew, after each part.
+
+mod report;
+mod samples;
+mod start;
+mod statistics;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+
+use self::samples::Samples;
+use crate::document;
+
+/// Options of `bench`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// What to measure; all but `flags` if nothing is named.
+    #[arg(value_enum, value_name = "PART")]
+    parts: Vec<Part>,
+    /// The plugin: cpu, another name or a path for a GPU. Both sets if none is given, that of the GPU where there is one.
+    #[arg(long)]
+    plugin: Option<String>,
+    /// The bundle; gpt-nano on a CPU and gpt2-small on a GPU if none is given.
+    #[arg(long, value_name = "NAME")]
+    model: Option<String>,
+    /// Rounds of each part, instead of its own number.
+    #[arg(long, value_name = "N")]
+    rounds: Option<usize>,
+    /// Seconds that a contender takes in a round, about, instead of each part's own number.
+    #[arg(long, value_name = "S")]
+    seconds: Option<f64>,
+    /// Take what target/bench has of a part, instead of measuring it again.
+    #[arg(long)]
+    keep: bool,
+    /// The document to write.
+    #[arg(long, value_name = "FILE", default_value = "docs/performance.md")]
+    out: PathBuf,
+}
+
+/// What is measured together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// The plain step, under control, and with control written by hand: on one plugin.
+    Control,
+    /// `train`, a bare execute loop, and JAX.
+    Loop,
+    /// Control on the host in JAX.
+    Jax,
+    /// Control on the host in PyTorch.
+    Torch,
+    /// From the start of the process to the first step.
+    Start,
+    /// Compiler flags and client options of the CPU plugin.
+    Flags,
+}
+
+/// What is measured on one kind of device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Set {
+    Cpu,
+    Gpu,
+}
+
+impl Part {
+    /// How it is called on the command line and in target/bench.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Control => "control",
+            Self::Loop => "loop",
+            Self::Jax => "jax",
+            Self::Torch => "torch",
+            Self::Start => "start",
+            Self::Flags => "flags",
+        }
+    }
+
+    /// Rounds, and seconds that a contender takes in each.
+    fn schedule(self) -> (usize, f64) {
+        match self {
+            Self::Control => (40, 0.8),
+            // The end of a stretch writes metrics to the disk, which a long stretch makes as rare as in a real run.
+            Self::Loop => (20, 2.0),
+            Self::Jax => (30, 0.8),
+            Self::Torch => (24, 0.8),
+            Self::Start => (20, 0.0),
+            Self::Flags => (10, 0.6),
+        }
+    }
+}
+
+impl Set {
+    fn parts(self) -> &'static [Part] {
+        match self {
+            Self::Cpu => &[Part::Control, Part::Loop, Part::Jax, Part::Torch, Part::Start],
+            Self::Gpu => &[Part::Control, Part::Loop],
+        }
+    }
+
+    fn marker(self) -> &'static str {
+        match self {
+            Self::Cpu => "bench",
+            Self::Gpu => "bench-gpu",
+        }
+    }
+}
+
+/// Measures, and writes the tables.
+pub(crate) fn bench(options: &Options) -> Result<()> {
+    let no_gpu = "no NVIDIA driver is loaded here (/dev/nvidiactl is missing)";
+    let has_gpu = Path::new("/dev/nvidiactl").exists();
+    let sets: &[(Set, &str)] = match options.plugin.as_deref() {
+        Some("cpu") => &[(Set::Cpu, "cpu")],
+        Some(_) if !has_gpu => bail!("the benches of the GPU cannot run: {no_gpu}"),
+        Some(plugin) => &[(Set::Gpu, plugin)],
+        None if has_gpu => &[(Set::Cpu, "cpu"), (Set::Gpu, "cuda")],
+        None => {
+            eprintln!("the benches of the GPU are skipped: {no_gpu}");
+            &[(Set::Cpu, "cpu")]
+        }
+    };
+    let document = document::read(&crate::root().join(&options.out))?;
+    for &(set, _) in sets {
+        document::between_markers(&document, set.marker(), "")?;
+    }
+    crate::cargo(&["build", "--release"])?;
+    let python = crate::python_with_jax()?;
+    let mut failures = Vec::new();
+    for &(set, plugin) in sets {
+        let model = options.model.as_deref().unwrap_or(if set == Set::Cpu { "gpt-nano" } else { "gpt2-small" });
+        let bench = Bench { options, set, plugin, model, python: &python };
+        let parts: Vec<_> = if options.parts.is_empty() { set.parts().to_vec() } else { options.parts.clone() };
+        for part in parts {
+            // One part less is better than none at all.
+            if let Err(error) = bench.measure(part) {
+                eprintln!("error: {}: {error:#}", part.name());
+                failures.push(part.name());
+            }
+            bench.write()?;
+        }
+    }
+    if !failures.is_empty() {
+        bail!("not measured: {}; errors are above, and `--keep` keeps what was measured", failures.join(", "));
+    }
+    Ok(())
+}
+
+struct Bench<'a> {
+    options: &'a Options,
+    set: Set,
+    plugin: &'a str,
+    model: &'a str,
+    python: &'a Path,
+}
+
+impl Bench<'_> {
+    fn folder(&self) -> PathBuf {
+        crate::root().join("target").join("bench").join(format!("{}-{}", self.set.marker(), self.model))
+    }
+
+    fn file(&self, part: Part) -> PathBuf {
+        self.folder().join(format!("{}.json", part.name()))
+    }
+
+    fn measure(&self, part: Part) -> Result<()> {
+        let file = self.file(part);
+        if self.options.keep && Samples::read(&file).is_ok() {
+            return Ok(());
+        }
+        // What is left of an earlier measurement must not pass for this one.
+        if file.exists() {
+            fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
+        }
+        let folder = self.folder();
+        fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        let (rounds, seconds) = part.schedule();
+        let (rounds, seconds) = (self.options.rounds.unwrap_or(rounds), self.options.seconds.unwrap_or(seconds));
+        let model = format!("models/{}", self.model);
+        if part == Part::Start {
+            let binary = crate::root().join("target").join("release").join("entropic");
+            return start::measure(&binary, &model, &folder, rounds)?.write(&file);
+        }
+        let scripts = crate::root().join("benches").join("python");
+        let handwritten = folder.join("handwritten");
+        match part {
+            Part::Control => {
+                let mut command = Command::new(self.python);
+                command.arg(scripts.join("handwritten.py")).args(["--model", self.model, "--out"]).arg(&handwritten);
+                command.env("PYTHONPATH", crate::root().join("models").join("export"));
+                crate::run(command.env("JAX_PLATFORMS", "cpu"))?;
+            }
+            Part::Torch => self.install("--requirement", &scripts.join("requirements.txt").display().to_string())?,
+            _ if self.set == Set::Gpu => self.install("jax[cuda13]==0.10.2", "jaxlib==0.10.2")?,
+            _ => {}
+        }
+        let number = |x: f64| x.to_string();
+        let path = |path: &Path| path.display().to_string();
+        let arguments = [
+            ["--model", &model],
+            ["--plugin", self.plugin],
+            ["--python", &path(self.python)],
+            ["--handwritten", &path(&handwritten)],
+            ["--rounds", &rounds.to_string()],
+            ["--seconds", &number(seconds)],
+            ["--out", &path(&file)],
+        ];
+        crate::cargo(&[&["bench", "--bench", "compare", "--", part.name()][..], arguments.as_flattened()].concat())
+    }
+
+    fn install(&self, first: &str, second: &str) -> Result<()> {
+        crate::run(Command::new(self.python).args(["-m", "pip", "install", "--quiet", first, second]))
+    }
+
+    /// Writes what there is.
+    fn write(&self) -> Result<()> {
+        let path = crate::root().join(&self.options.out);
+        let text = document::read(&path)?;
+        let samples = |part| Samples::read(&self.file(part)).unwrap_or_default();
+        let measured: Vec<_> = self.set.parts().iter().map(|&part| (part, samples(part))).collect();
+        let table = report::table(&report::rows(self.set, &samples));
+        let heading = format!("`{}`; {}.", self.model, machine());
+        let content = format!("{heading} {}\n\n{table}", told(&measured));
+        let mut text = document::between_markers(&text, self.set.marker(), &content)?;
+        let flags = samples(Part::Flags);
+        if self.set == Set::Cpu && !flags.rounds.is_empty() {
+            let about = format!("{heading} {}", told(&[(Part::Flags, flags.clone())]));
+            text = document::between_markers(&text, "bench-flags", &format!("{about}\n\n{}", report::flags(&flags)))?;
+        }
+        document::write(&path, &text)
+    }
+}
+
+/// What ran, and how often.
+fn told(measured: &[(Part, Samples)]) -> String {
+    let mut versions: Vec<_> = measured.iter().flat_map(|(_, samples)| samples.versions.clone()).collect();
+    versions.sort();
+    versions.dedup();
+    let rounds = measured.iter().filter(|(_, samples)| !samples.rounds.is_empty());
+    let rounds = rounds.map(|(part, samples)| match part {
+        Part::Start => format!("{} {}", part.name(), samples.rounds.len()),
+        _ => format!("{} {} of {} steps each", part.name(), samples.rounds.len(), samples.steps),
+    });
+    format!("{}. Rounds: {}.", versions.join("; "), rounds.collect::<Vec<_>>().join(", "))
+}
+
+/// The machine.
+fn machine() -> String {
+    let read = |path: &str, key: &str| {
+        let text = fs::read_to_string(path).ok()?;
+        let line = text.lines().find(|line| line.starts_with(key))?;
+        Some(line.split_once([':', '='])?.1.trim().trim_matches('"').to_owned())
+    };
+    let cpu = read("/proc/cpuinfo", "model name").unwrap_or_else(|| std::env::consts::ARCH.to_owned());
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let system = read("/etc/os-release", "PRETTY_NAME").unwrap_or_else(|| std::env::consts::OS.to_owned());
+    let gpu = Command::new("nvidia-smi").args(["--query-gpu=name", "--format=csv,noheader"]).output().ok();
+    let gpu = gpu.filter(|output| output.status.success());
+    let gpu = gpu.map(|output| format!(", {}", String::from_utf8_lossy(&output.stdout).trim())).unwrap_or_default();
+    format!("{cpu}, {cores} cores{gpu}, {system}")
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_document_has_markers_for_every_table() {
+        let text = document::read(&crate::root().join("docs").join("performance.md")).unwrap();
+        for marker in ["bench", "bench-gpu", "bench-flags"] {
+            document::between_markers(&text, marker, "").unwrap();
+        }
+    }
+
+    #[test]
+    fn what_ran_is_told_once_and_what_did_not_is_left_out() {
+        let samples = |version: &str, rounds| Samples {
+            versions: vec![version.to_owned()],
+            steps: 8,
+            rounds: vec![Default::default(); rounds],
+            ..Samples::default()
+        };
+        let measured = [
+            (Part::Loop, samples("jax 1", 3)),
+            (Part::Jax, samples("jax 1", 0)),
+            (Part::Start, samples("entropic", 2)),
+        ];
+        assert_eq!(told(&measured), "entropic; jax 1. Rounds: loop 3 of 8 steps each, start 2.");
+    }
+
+    #[test]
+    fn the_machine_has_a_processor_and_cores() {
+        assert!(machine().contains(" cores"), "{}", machine());
+    }
+}

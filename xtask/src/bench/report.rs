@@ -1,0 +1,244 @@
+//! The rows of the table, their bars, and the table itself.
+
+use super::samples::Samples;
+use super::statistics::Estimate;
+use super::{Part, Set};
+
+/// What is promised.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Bar {
+    /// At most this; where it is 1, the interval has to include or lie below it.
+    AtMost(f64),
+    /// At least this.
+    AtLeast(f64),
+    /// Only shown.
+    None,
+}
+
+impl Bar {
+    fn held(self, estimate: Estimate) -> Option<bool> {
+        match self {
+            Self::AtMost(bar) => Some(estimate.median <= bar || (bar == 1.0 && estimate.low <= bar)),
+            Self::AtLeast(bar) => Some(estimate.median >= bar),
+            Self::None => None,
+        }
+    }
+}
+
+/// A unit, with the digits that are shown.
+#[derive(Debug, Clone, Copy)]
+enum Unit {
+    /// A ratio.
+    Ratio,
+    Milliseconds,
+    Seconds,
+}
+
+impl Unit {
+    fn told(self, value: f64) -> String {
+        match self {
+            Self::Ratio => format!("{value:.3}"),
+            Self::Milliseconds => format!("{value:.2} ms"),
+            Self::Seconds => format!("{value:.3} s"),
+        }
+    }
+}
+
+/// One comparison.
+#[derive(Debug, Clone)]
+pub(super) struct Row {
+    what: String,
+    bar: Bar,
+    unit: Unit,
+    /// `None` where it was not measured.
+    estimate: Option<Estimate>,
+}
+
+impl Row {
+    /// How it reads in a table of Markdown.
+    fn told(&self) -> String {
+        let bar = match self.bar {
+            Bar::AtMost(bar) => format!("at most {}", self.unit.told(bar)),
+            Bar::AtLeast(bar) => format!("at least {}", self.unit.told(bar)),
+            Bar::None => String::new(),
+        };
+        let Some(estimate) = self.estimate else { return format!("| {} | {bar} | not measured | | |", self.what) };
+        let Estimate { median, low, high } = estimate;
+        let verdict = match self.bar.held(estimate) {
+            Some(true) => "held",
+            Some(false) => "**missed**",
+            None => "",
+        };
+        let [median, low, high] = [median, low, high].map(|value| self.unit.told(value));
+        format!("| {} | {bar} | {median} | {low} to {high} | {verdict} |", self.what)
+    }
+}
+
+/// The rows of a set of parts, measured or not.
+pub(super) fn rows(set: Set, samples: &dyn Fn(Part) -> Samples) -> Vec<Row> {
+    let mut rows = Vec::new();
+    let mut row = |what: &str, bar, unit, estimate| {
+        rows.push(Row { what: what.to_owned(), bar, unit, estimate });
+    };
+    let control = samples(Part::Control);
+    let injected = Bar::AtMost(if set == Set::Cpu { 1.01 } else { 1.005 });
+    for (name, what) in [
+        ("default", "step under the default policy / plain step"),
+        ("article", "step under the article's policy / plain step"),
+        ("article-delayed", "the same, delayed"),
+    ] {
+        row(what, injected, Unit::Ratio, control.ratio(name, "plain"));
+    }
+    let delayed = control.ratio("article-delayed", "article");
+    row("the article's policy, delayed / sync", Bar::None, Unit::Ratio, delayed);
+    let handwritten = control.ratio("default", "handwritten");
+    row("default policy / the same control written by hand in JAX", Bar::AtMost(1.0), Unit::Ratio, handwritten);
+    let ours = control.more_ms("default", "plain");
+    row("default policy less plain step", Bar::None, Unit::Milliseconds, ours);
+    if set == Set::Cpu {
+        // What control costs here, at the most that the measurement allows.
+        let bar = ours.map_or(Bar::None, |ours| Bar::AtLeast(3.0 * ours.median.max(ours.high).max(0.0)));
+        for (part, of, less, what) in [
+            (Part::Jax, "jax-naive", "jax", "naive control on the host in JAX, less plain JAX"),
+            (Part::Jax, "jax-packed", "jax", "packed and late control on the host in JAX, less plain JAX"),
+            (Part::Torch, "torch-naive", "torch", "naive control on the host in PyTorch, less plain PyTorch"),
+        ] {
+            row(what, bar, Unit::Milliseconds, samples(part).more_ms(of, less));
+        }
+    }
+    let train = samples(Part::Loop);
+    let bare = train.ratio("bare", "train");
+    row("steps/s of `train` / a bare execute loop", Bar::AtLeast(0.99), Unit::Ratio, bare);
+    let jax = if set == Set::Cpu { Bar::None } else { Bar::AtLeast(1.0) };
+    row("steps/s of `train` / a training loop in JAX", jax, Unit::Ratio, train.ratio("jax-loop", "train"));
+    row("the plugin's own factor: time of the plain step / in JAX", Bar::None, Unit::Ratio, train.ratio("bare", "jax"));
+    let apart = train.double_ratio(["jax-loop", "jax"], ["train", "bare"]);
+    row("steps/s of `train` / a training loop in JAX, each over its own bare step", Bar::None, Unit::Ratio, apart);
+    if set == Set::Cpu {
+        let start = samples(Part::Start);
+        row(
+            "warm start: process start to the first step's metrics",
+            Bar::AtMost(0.5),
+            Unit::Seconds,
+            start.time("step"),
+        );
+        row("warm start: process start until all is compiled", Bar::None, Unit::Seconds, start.time("ready"));
+    }
+    rows
+}
+
+/// The table.
+pub(super) fn table(rows: &[Row]) -> String {
+    let mut text = "| | bar | median | 95% interval | |\n|---|---|---|---|---|\n".to_owned();
+    for row in rows {
+        text += &row.told();
+        text.push('\n');
+    }
+    text
+}
+
+/// What compiler flags and client options are worth.
+pub(super) fn flags(samples: &Samples) -> String {
+    let mut text =
+        "| setting | time / as it is | 95% interval | time / JAX | 95% interval |\n|---|---|---|---|---|\n".to_owned();
+    let interval = |e: Estimate| format!("{:.3} | {:.3} to {:.3}", e.median, e.low, e.high);
+    for name in samples.names().into_iter().filter(|&name| name != "jax") {
+        if let (Some(own), Some(jax)) = (samples.ratio(name, "as it is"), samples.ratio(name, "jax")) {
+            text += &format!("| `{name}` | {} | {} |\n", interval(own), interval(jax));
+        }
+    }
+    for note in &samples.notes {
+        text += &format!("\n- {note}");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn estimate(low: f64, median: f64, high: f64) -> Estimate {
+        Estimate { median, low, high }
+    }
+
+    #[test]
+    fn a_bar_holds_when_the_point_meets_it_and_a_bar_of_one_when_the_interval_does() {
+        for (bar, low, median, high, held) in [
+            (Bar::AtMost(1.01), 0.99, 1.01, 1.02, Some(true)),
+            (Bar::AtMost(1.01), 0.99, 1.011, 1.02, Some(false)),
+            (Bar::AtMost(1.0), 0.999, 1.01, 1.02, Some(true)),
+            (Bar::AtMost(1.0), 0.8, 0.9, 0.95, Some(true)),
+            (Bar::AtMost(1.0), 1.001, 1.01, 1.02, Some(false)),
+            (Bar::AtLeast(0.99), 0.9, 0.99, 1.0, Some(true)),
+            (Bar::AtLeast(0.99), 0.9, 0.98, 1.0, Some(false)),
+            (Bar::AtLeast(1.0), 0.9, 0.99, 1.1, Some(false)),
+            (Bar::None, 0.9, 0.99, 1.1, None),
+        ] {
+            assert_eq!(bar.held(estimate(low, median, high)), held, "{bar:?} {low} {median} {high}");
+        }
+    }
+
+    fn round(times: &[(&str, f64)]) -> Samples {
+        let times: BTreeMap<_, _> = times.iter().map(|(name, time)| ((*name).to_owned(), *time)).collect();
+        Samples { rounds: vec![times; 5], ..Samples::default() }
+    }
+
+    #[test]
+    fn rows_say_bar_point_interval_and_verdict() {
+        let samples = |part| match part {
+            Part::Control => round(&[("plain", 0.1), ("default", 0.102), ("handwritten", 0.103)]),
+            Part::Jax => round(&[("jax", 0.1), ("jax-naive", 0.109), ("jax-packed", 0.101)]),
+            _ => Samples::default(),
+        };
+        let text = table(&rows(Set::Cpu, &samples));
+        for line in [
+            "| step under the default policy / plain step | at most 1.010 | 1.020 | 1.020 to 1.020 | **missed** |",
+            "| step under the article's policy / plain step | at most 1.010 | not measured | | |",
+            "| default policy / the same control written by hand in JAX | at most 1.000 | 0.990 | 0.990 to 0.990 | held |",
+            "| default policy less plain step |  | 2.00 ms | 2.00 ms to 2.00 ms |  |",
+            "| naive control on the host in JAX, less plain JAX | at least 6.00 ms | 9.00 ms | 9.00 ms to 9.00 ms | held |",
+            "| packed and late control on the host in JAX, less plain JAX | at least 6.00 ms | 1.00 ms | 1.00 ms to 1.00 ms | **missed** |",
+            "| steps/s of `train` / a bare execute loop | at least 0.990 | not measured | | |",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line}\n{text}");
+        }
+    }
+
+    #[test]
+    fn control_that_costs_nothing_asks_nothing_of_the_host() {
+        let samples = |part| match part {
+            Part::Control => round(&[("plain", 0.1), ("default", 0.098)]),
+            Part::Torch => round(&[("torch", 0.2), ("torch-naive", 0.21)]),
+            _ => Samples::default(),
+        };
+        let text = table(&rows(Set::Cpu, &samples));
+        assert!(text.contains("PyTorch | at least 0.00 ms | 10.00 ms | 10.00 ms to 10.00 ms | held |"), "{text}");
+    }
+
+    #[test]
+    fn a_gpu_has_its_own_bars_and_rows() {
+        let samples = |part| match part {
+            Part::Loop => round(&[("bare", 0.1), ("train", 0.1), ("jax", 0.1), ("jax-loop", 0.099)]),
+            _ => Samples::default(),
+        };
+        let text = table(&rows(Set::Gpu, &samples));
+        assert!(text.contains("at most 1.005") && !text.contains("PyTorch") && !text.contains("warm start"), "{text}");
+        assert!(
+            text.contains("a training loop in JAX | at least 1.000 | 0.990 | 0.990 to 0.990 | **missed** |"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn flags_are_compared_with_the_plugin_as_it_is_and_with_jax() {
+        let mut samples = round(&[("as it is", 0.12), ("jax", 0.1), ("x=true", 0.11)]);
+        samples.notes.push("`y`: unknown".to_owned());
+        let text = flags(&samples);
+        assert!(text.contains("| `x=true` | 0.917 | 0.917 to 0.917 | 1.100 | 1.100 to 1.100 |"), "{text}");
+        assert!(text.contains("| `as it is` | 1.000 | 1.000 to 1.000 | 1.200 | 1.200 to 1.200 |"), "{text}");
+        assert!(!text.contains("`jax`"), "{text}");
+        assert!(text.ends_with("- `y`: unknown"), "{text}");
+    }
+}
