@@ -18,3 +18,5 @@ pub mod plugin;
 pub mod report;
 pub mod train;
 pub mod verify;
+#[cfg(feature = "xla-rs")]
+pub mod xla_rs;
