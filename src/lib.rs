@@ -22,3 +22,5 @@ pub mod report;
 pub mod target;
 pub mod train;
 pub mod verify;
+#[cfg(feature = "xla-rs")]
+pub mod xla_rs;

@@ -6,6 +6,7 @@
 mod bench;
 mod demos;
 mod document;
+mod xla_rs;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -19,6 +20,8 @@ use clap::Parser;
 enum Task {
     /// Everything that needs no JAX: plugin, formatting, lints, tests, doc tests.
     Test,
+    /// Lint the feature xla-rs; part of `test`.
+    XlaRs,
     /// Everything that needs JAX: installs it into .venv, then runs the Python tests offline.
     TestPython,
     /// Export the committed bundles again, into models/.
@@ -50,6 +53,7 @@ struct Matrix {
 fn main() -> ExitCode {
     let result = match Task::parse() {
         Task::Test => test(),
+        Task::XlaRs => xla_rs::check(),
         Task::TestPython => test_python(),
         Task::Models(Models { check }) => models(check),
         Task::Matrix(Matrix { check }) => matrix(check),
@@ -69,6 +73,7 @@ fn test() -> Result<()> {
     cargo(&["fmt", "--all", "--check"])?;
     cargo(&["run", "--quiet", "--package", "entropic", "--", "plugin", "fetch", "cpu"])?;
     cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])?;
+    xla_rs::check()?;
     cargo(&["test", "--workspace"])
 }
 
