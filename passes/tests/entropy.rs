@@ -222,8 +222,12 @@ fn any_rank_and_any_type() {
         (PrimitiveType::F32, ElementType::F32),
         (PrimitiveType::BF16, ElementType::Bf16),
         (PrimitiveType::F64, ElementType::F64),
+        // Of the same dimensions as one before: measured together where that is the style.
+        (PrimitiveType::BF16, ElementType::Bf16),
+        (PrimitiveType::F32, ElementType::F32),
+        (PrimitiveType::F32, ElementType::F32),
     ];
-    let dims: [&[i64]; 4] = [&[], &[3, 5], &[7], &[2, 1, 2]];
+    let dims: [&[i64]; 7] = [&[], &[3, 5], &[7], &[2, 1, 2], &[3, 5], &[7], &[]];
     let mut random = Random::new(8);
     // Values that every type holds exactly.
     let draw = |count: usize| (0..count).map(|_| f64::from(bf16::from_f64(1e-3 * random.normal()))).collect();

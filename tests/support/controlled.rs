@@ -26,8 +26,18 @@ impl Controlled {
     }
 
     pub fn with(module: &Module, policy: &Policy, contraction: Contraction) -> Result<Self, passes::InjectError> {
+        Self::emitted(module, policy, InjectOptions::default(), contraction)
+    }
+
+    /// With control emitted as some compiler likes it.
+    pub fn emitted(
+        module: &Module,
+        policy: &Policy,
+        options: InjectOptions,
+        contraction: Contraction,
+    ) -> Result<Self, passes::InjectError> {
         let mut module = module.clone();
-        let Injection { step, layout } = inject(&mut module, policy, InjectOptions::default())?;
+        let Injection { step, layout } = inject(&mut module, policy, options)?;
         let own = layout.inputs.iter().map(|input| match input.kind {
             ArrayKind::Policy => Array::vector(&layout.policy_vector(policy).unwrap()),
             ArrayKind::State => Array::vector(&layout.initial_state()),

@@ -1,0 +1,105 @@
+//! Control emitted for other compilers: the same control, and neutral as well, wherever it is compiled.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+#[path = "../passes/tests/common/mod.rs"]
+mod common;
+#[path = "support/controlled.rs"]
+mod controlled;
+#[path = "support/corpus.rs"]
+mod corpus;
+
+use common::{Array, Compiled, Contraction};
+use controlled::Controlled;
+use corpus::Case;
+use entropic::target::Platform;
+use hlo::{Module, Opcode};
+use passes::policy::ARTICLE_POLICY;
+use passes::{Policy, inject};
+
+/// Steps in which several tensors have the same dimensions, with clipping, narrow types and scanned layers among them.
+const CASES: &[&str] = &["mlp_adamw_clip", "mlp_bf16params_master", "gpttied_unroll_adamw", "gptunroll_lion"];
+
+fn policies() -> [Policy; 2] {
+    [Policy::default(), Policy::parse(ARTICLE_POLICY).unwrap()]
+}
+
+/// Where an instruction set has no FMA, states are compared bit for bit, see `neutral.rs`.
+const EXACT: Contraction = if cfg!(target_arch = "x86_64") { Contraction::Impossible } else { Contraction::Allowed };
+
+fn same(a: &Array, b: &Array) -> bool {
+    if EXACT == Contraction::Impossible || a.element_type != pjrt::ElementType::F32 {
+        return a == b;
+    }
+    let (a, b) = (a.floats(), b.floats());
+    let largest = a.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+    a.iter().zip(&b).all(|(x, y)| (x - y).abs() <= 1e-4 * largest + 1e-12)
+}
+
+#[test]
+fn control_for_gpu_and_tpu_is_neutral_and_decides_as_on_cpu() {
+    for name in CASES {
+        let case = Case::open(name);
+        let plain = Compiled::with(&case.module, EXACT);
+        for policy in policies() {
+            let [mut cpu, mut cuda, mut tpu] = [Platform::Cpu, Platform::Cuda, Platform::Tpu]
+                .map(|p| Controlled::emitted(&case.module, &policy, p.emission(), EXACT).unwrap());
+            let mut inputs = case.inputs.clone();
+            for step in 0..5 {
+                let expected = plain.run(&inputs);
+                for (platform, controlled) in [("cpu", &mut cpu), ("cuda", &mut cuda), ("tpu", &mut tpu)] {
+                    let found = controlled.run(&inputs);
+                    for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                        assert!(same(found, expected), "{name} for {platform}, step {step}: output {i} moved");
+                    }
+                }
+                for (platform, other) in [("cuda", &cuda), ("tpu", &tpu)] {
+                    let (a, b) = (cpu.told(), other.told());
+                    assert_eq!(a.applied, b.applied, "{name} for {platform}, step {step}");
+                    for (i, (a, b)) in a.tensors.iter().zip(&b.tensors).enumerate() {
+                        let close = (a.entropy - b.entropy).abs() <= 3e-5;
+                        assert!(close, "{name} for {platform}, tensor {i}: {} for {}", b.entropy, a.entropy);
+                    }
+                }
+                inputs = case.next_inputs(&inputs, &expected);
+            }
+        }
+    }
+}
+
+fn emitted(name: &str, platform: Platform) -> Module {
+    let mut module = Case::open(name).module.clone();
+    inject(&mut module, &Policy::default(), platform.emission()).unwrap();
+    module
+}
+
+/// How many instructions of ours have this opcode.
+fn count(module: &Module, opcode: Opcode) -> usize {
+    let ours = |i: &&hlo::Instruction| i.opcode == opcode && i.name.starts_with("entropic.");
+    module.entry_computation().instructions().map(|(_, i)| i).filter(ours).count()
+}
+
+#[test]
+fn for_gpu_tensors_of_one_shape_are_measured_by_one_reduce_and_gated_by_one_predicate() {
+    let shapes: std::collections::BTreeSet<Vec<i64>> = {
+        let case = Case::open("gpttied_unroll_adamw");
+        let mut module = case.module.clone();
+        let injection = inject(&mut module, &Policy::default(), Platform::Cuda.emission()).unwrap();
+        injection.step.controlled().map(|(p, _)| p.shape.dims().to_vec()).collect()
+    };
+    let cuda = emitted("gpttied_unroll_adamw", Platform::Cuda);
+    let variadic = cuda.entry_computation().instructions().filter(|(_, i)| i.opcode == Opcode::Reduce && i.operands.len() == 4);
+    assert_eq!(variadic.count(), shapes.len());
+    let barriers = count(&cuda, Opcode::OptimizationBarrier);
+    assert!((1..=shapes.len()).contains(&barriers), "{barriers}");
+}
+
+#[test]
+fn elsewhere_no_barrier_and_no_stack_is_emitted() {
+    for platform in [Platform::Cpu, Platform::Tpu] {
+        let module = emitted("gpttied_unroll_adamw", platform);
+        assert_eq!(count(&module, Opcode::OptimizationBarrier), 0);
+        let stacks = module.entry_computation().instructions().filter(|(_, i)| i.name.starts_with("entropic.stack")).count();
+        assert_eq!(stacks, 0);
+    }
+}
