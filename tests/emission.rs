@@ -11,7 +11,6 @@ mod corpus;
 
 use common::{Array, Compiled, Contraction};
 use controlled::Controlled;
-use corpus::Case;
 use entropic::target::Platform;
 use hlo::{Module, Opcode};
 use passes::policy::ARTICLE_POLICY;
@@ -39,7 +38,7 @@ fn same(a: &Array, b: &Array) -> bool {
 #[test]
 fn control_for_gpu_and_tpu_is_neutral_and_decides_as_on_cpu() {
     for name in CASES {
-        let case = Case::open(name);
+        let case = corpus::case(name);
         let plain = Compiled::with(&case.module, EXACT);
         for policy in policies() {
             let [mut cpu, mut cuda, mut tpu] = [Platform::Cpu, Platform::Cuda, Platform::Tpu]
@@ -61,14 +60,14 @@ fn control_for_gpu_and_tpu_is_neutral_and_decides_as_on_cpu() {
                         assert!(close, "{name} for {platform}, tensor {i}: {} for {}", b.entropy, a.entropy);
                     }
                 }
-                inputs = case.next_inputs(&inputs, &expected);
+                inputs = case.next(&inputs, &expected);
             }
         }
     }
 }
 
 fn emitted(name: &str, platform: Platform) -> Module {
-    let mut module = Case::open(name).module.clone();
+    let mut module = corpus::case(name).module.clone();
     inject(&mut module, &Policy::default(), platform.emission()).unwrap();
     module
 }
@@ -82,7 +81,7 @@ fn count(module: &Module, opcode: Opcode) -> usize {
 #[test]
 fn for_gpu_tensors_of_one_shape_are_measured_by_one_reduce_and_gated_by_one_predicate() {
     let shapes: std::collections::BTreeSet<Vec<i64>> = {
-        let case = Case::open("gpttied_unroll_adamw");
+        let case = corpus::case("gpttied_unroll_adamw");
         let mut module = case.module.clone();
         let injection = inject(&mut module, &Policy::default(), Platform::Cuda.emission()).unwrap();
         injection.step.controlled().map(|(p, _)| p.shape.dims().to_vec()).collect()

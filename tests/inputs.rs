@@ -215,6 +215,22 @@ fn kernels_of_other_platforms_are_ordinary_nodes() {
 }
 
 #[test]
+fn custom_calls_of_gpus_survive_the_conversion() {
+    for target in ["__cudnn$fmhaSoftmax", "__cublas$lt$matmul", "__gpu$xla.gpu.triton", "triton_kernel_call"] {
+        let text = format!(
+            "module {{ func.func public @main(%x: tensor<4xf32>) -> tensor<4xf32> {{ %y = stablehlo.custom_call \
+             @\"{target}\"(%x) {{backend_config = \"a: 1\", api_version = 2 : i32}} : (tensor<4xf32>) -> tensor<4xf32> \
+             return %y : tensor<4xf32> }} }}"
+        );
+        let module = reader().read_module(text.as_bytes()).unwrap().module;
+        hlo::verify::verify(&module).unwrap();
+        assert_eq!(custom_calls(&module), [target]);
+        let call = module.entry_computation().root_instruction().unwrap();
+        assert_eq!(call.attributes.backend_config, b"a: 1");
+    }
+}
+
+#[test]
 fn arguments_that_the_module_does_not_take_are_left_out() {
     let exported = Exported::read(&bytes("unused.jax_export")).unwrap();
     assert_eq!(exported.inputs.last().unwrap().path, "kwargs['flag']");

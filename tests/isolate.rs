@@ -116,6 +116,13 @@ fn a_child_has_the_variables_it_was_given() {
 }
 
 #[test]
+fn signals_to_our_group_are_not_the_childs() {
+    // The other way round this would end the test.
+    let error = script(shell(), "kill -INT 0; sleep 60").unwrap_err();
+    check(&error, &["SIGINT"]);
+}
+
+#[test]
 fn a_program_that_does_not_start() {
     let error = Worker::new("/none/entropic").job().unwrap().run(&convert()).unwrap_err();
     assert!(matches!(error, IsolateError::Start { .. }), "{error}");

@@ -253,7 +253,11 @@ impl Job {
         let failed = |source| IsolateError::Start { program: self.worker.program.clone(), source };
         // The child runs elsewhere: what it leaves when it aborts goes with the folder.
         let program = std::path::absolute(&self.worker.program).map_err(failed)?;
-        Command::new(program)
+        let mut command = Command::new(program);
+        // Ctrl-C is the parent's to answer: it may want to end in order, and the child ends when the parent does.
+        #[cfg(unix)]
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        command
             .arg(SUBCOMMAND)
             .arg(self.folder())
             .current_dir(self.folder())

@@ -1,0 +1,100 @@
+//! `entropic audit`, for the CPU: the plugin that every machine has.
+
+use std::fs;
+
+use serde_json::Value;
+
+use super::broken_programs::all;
+use super::refusals::refused;
+use super::{run, succeed, workplace};
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap()
+}
+
+#[test]
+fn both_steps_are_compiled_and_compared() {
+    let at = workplace();
+    let audit = json(&succeed(at.path(), "audit mlp --target cpu --json"));
+    assert_eq!(audit["target"], "cpu");
+    let [plain, injected] = ["plain", "injected"].map(|side| audit[side].clone());
+    assert!(injected["all_launches"].as_u64() > plain["all_launches"].as_u64());
+    let net = injected["all_launches"].as_i64().unwrap() - plain["all_launches"].as_i64().unwrap();
+    let launches = |side: &str| -> i64 {
+        audit[side].as_array().unwrap().iter().map(|k| k["launches"].as_i64().unwrap()).sum()
+    };
+    assert_eq!(launches("added") - launches("removed"), net);
+    // 16 states are donated, and go on to be; policy, state and counters come with the controller.
+    assert_eq!((audit["aliases_kept"].as_u64(), audit["aliases_lost"].as_array().unwrap().len()), (Some(16), 0));
+    assert_eq!(injected["aliases"].as_u64(), Some(18));
+    assert!(injected["host"].as_array().unwrap().is_empty());
+    let ops = audit["controller_ops"].as_object().unwrap();
+    for part in ["entropic/measure-entropy/params", "entropic/gate", "entropic/control"] {
+        assert!(ops.keys().any(|op| op.starts_with(part)), "nothing of {part} in {:?}", ops.keys());
+    }
+}
+
+#[test]
+fn the_table_says_what_counts() {
+    let at = workplace();
+    let table = succeed(at.path(), "audit mlp --target cpu --policy article");
+    for part in ["fusions", "bytes accessed", "scratch memory", "16 of 16 kept", "constructs with the host", "target cpu"] {
+        assert!(table.contains(part), "{table}");
+    }
+}
+
+#[test]
+fn limits_make_it_a_check() {
+    let at = workplace();
+    succeed(at.path(), "audit mlp --target cpu --max-extra-kernels 1000 --max-extra-bytes 1000 --max-extra-temp 1000 --no-host");
+    refused(at.path(), "audit mlp --target cpu --max-extra-kernels 0", &["more kernels are launched", "0 are allowed"]);
+    refused(at.path(), "audit mlp --target cpu --max-extra-bytes 0.5", &["bytes accessed grow by", "0.5% are allowed"]);
+    refused(at.path(), "audit mlp --target cpu --max-extra-temp 0.1", &["scratch memory grow by"]);
+}
+
+#[test]
+fn what_the_compilers_made_can_be_kept() {
+    let at = workplace();
+    succeed(at.path(), "audit mlp --target cpu --dump made");
+    for (file, entropic) in [("plain.hlo.pb", false), ("controlled.hlo.pb", true)] {
+        let text = succeed(at.path(), &format!("show made/{file}"));
+        assert!(text.contains("fusion(") && text.contains("is_scheduled=true"), "{file} is not optimized");
+        assert_eq!(text.contains("entropic/gate"), entropic, "{file}");
+    }
+}
+
+#[test]
+fn refusals() {
+    let at = workplace();
+    let ran = run(at.path(), &["audit", "mlp", "--target", "h300"]);
+    assert_eq!(ran.code, Some(2));
+    for part in ["h300", "h200", "tpu-v5e"] {
+        assert!(ran.err.contains(part), "{}", ran.err);
+    }
+    succeed(at.path(), "inject mlp -o controlled");
+    refused(at.path(), "audit controlled --target cpu", &["has a controller already"]);
+    refused(at.path(), "audit none --target cpu", &["none"]);
+    // The plugins are neither in this folder nor anywhere else.
+    let missing = super::program(at.path())
+        .args(["audit", "mlp", "--target", "h200"])
+        .env("ENTROPIC_PLUGIN_DIR", at.path())
+        .env("PATH", at.path())
+        .env_remove("VIRTUAL_ENV")
+        .env_remove("CONDA_PREFIX")
+        .env("XDG_CACHE_HOME", at.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&missing.stderr).into_owned();
+    assert!(missing.status.code() == Some(1) && said.contains("plugin fetch cuda"), "{said}");
+}
+
+#[test]
+fn programs_that_no_compiler_takes_end_in_an_error() {
+    let at = workplace();
+    for broken in all() {
+        println!("{}", broken.name);
+        fs::write(at.path().join("broken.hlo.pb"), &broken.code).unwrap();
+        // Whether it is discovery that refuses or the compiler that dies is not the point: there is one clear error.
+        refused(at.path(), "audit broken.hlo.pb --target cpu", &[]);
+    }
+}
