@@ -7,6 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use passes::InjectOptions;
+use passes::gate::PredicateStyle;
 use passes::measure_entropy::ReductionStyle;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -56,12 +57,12 @@ impl Platform {
     /// How control is emitted for its compiler, as measured in `docs/performance.md`.
     #[must_use]
     pub fn emission(self) -> InjectOptions {
-        let reduction = match self {
-            Self::Cpu => ReductionStyle::Shares,
-            Self::Cuda => ReductionStyle::Variadic,
-            Self::Tpu => ReductionStyle::Separate,
+        let (reduction, predicate) = match self {
+            Self::Cpu => (ReductionStyle::Shares, PredicateStyle::Rooted),
+            Self::Cuda => (ReductionStyle::Variadic, PredicateStyle::Shared),
+            Self::Tpu => (ReductionStyle::Separate, PredicateStyle::Plain),
         };
-        InjectOptions { reduction, shared_predicates: self == Self::Cuda }
+        InjectOptions { reduction, predicate }
     }
 
     /// The known plugin for it.

@@ -87,7 +87,8 @@ fn for_gpu_tensors_of_one_shape_are_measured_by_one_reduce_and_gated_by_one_pred
         injection.step.controlled().map(|(p, _)| p.shape.dims().to_vec()).collect()
     };
     let cuda = emitted("gpttied_unroll_adamw", Platform::Cuda);
-    let variadic = cuda.entry_computation().instructions().filter(|(_, i)| i.opcode == Opcode::Reduce && i.operands.len() == 4);
+    let variadic =
+        cuda.entry_computation().instructions().filter(|(_, i)| i.opcode == Opcode::Reduce && i.operands.len() == 4);
     assert_eq!(variadic.count(), shapes.len());
     let barriers = count(&cuda, Opcode::OptimizationBarrier);
     assert!((1..=shapes.len()).contains(&barriers), "{barriers}");
@@ -98,7 +99,8 @@ fn elsewhere_no_barrier_and_no_stack_is_emitted() {
     for platform in [Platform::Cpu, Platform::Tpu] {
         let module = emitted("gpttied_unroll_adamw", platform);
         assert_eq!(count(&module, Opcode::OptimizationBarrier), 0);
-        let stacks = module.entry_computation().instructions().filter(|(_, i)| i.name.starts_with("entropic.stack")).count();
+        let stacks =
+            module.entry_computation().instructions().filter(|(_, i)| i.name.starts_with("entropic.stack")).count();
         assert_eq!(stacks, 0);
     }
 }

@@ -6,14 +6,12 @@
 //! says otherwise; one without a class is refused with the policy lines that would assign it.
 //! Under a policy that refuses nothing, nothing is emitted.
 //!
-//! For GPU the predicate over each shape of at most [`SHARED_LIMIT`] elements is kept a value of its own by an
-//! `opt-barrier`. XLA's GPU compiler puts kernels together that read one array: the updates of all small tensors of a shape,
-//! each a kernel in the step as it was, become a few. A scalar that they all read does not bring that about.
+//! How the predicate reaches the states is a property of the target, the [`PredicateStyle`].
 
 use std::collections::HashMap;
 
-use hlo::Module;
-use hlo::build::{Builder, sanitize};
+use hlo::build::{Builder, Built, ComparisonDirection, sanitize};
+use hlo::{InstructionId, Module, PrimitiveType};
 
 use crate::layout::ClassifiedState;
 use crate::pass::{Changed, Context, Pass, PassError};
@@ -26,8 +24,24 @@ use crate::values::{Spread, materialise, replace_outputs};
 pub struct Gate {
     /// The policy, for its classes and for whether anything can be refused.
     pub policy: Policy,
-    /// Whether small states of one shape share an array of the predicate.
-    pub shared: bool,
+    /// How the predicate reaches the states.
+    pub predicate: PredicateStyle,
+}
+
+/// How the one predicate of a gate reaches the states that it holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PredicateStyle {
+    /// Through a square root, of 0 or of 1, that is compared with a half: for CPU, whose compiler puts cheap scalar
+    /// operations into every kernel that needs their result, here all of the decision into every update. It computes a
+    /// square root once.
+    #[default]
+    Rooted,
+    /// As it is: for TPU.
+    Plain,
+    /// Over each shape of at most [`SHARED_LIMIT`] elements as an array of its own, behind an `opt-barrier`: for GPU, whose
+    /// compiler puts kernels together that read one array. The updates of all small tensors of a shape, each a kernel in
+    /// the step as it was, become a few. A scalar that they all read does not bring that about.
+    Shared,
 }
 
 /// Up to this many elements states share an array of the predicate; above, reading it would cost more than launches do.
@@ -49,7 +63,11 @@ impl Pass for Gate {
         let mut replacements = HashMap::new();
         let mut b = Builder::at_entry(module);
         b.set_scope("entropic.gate", "entropic/gate");
-        let mut applied = Spread::new(applied).own_up_to(if self.shared { SHARED_LIMIT } else { 0 });
+        let mut applied = match self.predicate {
+            PredicateStyle::Rooted => Spread::new(rooted(&mut b, applied)?),
+            PredicateStyle::Plain => Spread::new(applied),
+            PredicateStyle::Shared => Spread::new(applied).own_up_to(SHARED_LIMIT),
+        };
         for (state, decided) in step.states.iter().zip(&states) {
             if !decided.held {
                 continue;
@@ -74,6 +92,14 @@ impl Pass for Gate {
         }
         Ok(changed)
     }
+}
+
+/// The same predicate, see [`PredicateStyle::Rooted`].
+fn rooted(b: &mut Builder<'_>, predicate: InstructionId) -> Built {
+    let number = b.convert(predicate, PrimitiveType::F32)?;
+    let root = b.named("entropic.gate_root").sqrt(number)?;
+    let half = b.constant_f32(0.5)?;
+    b.compare(root, half, ComparisonDirection::Gt)
 }
 
 /// What a refused step does with each state, in the step's order.

@@ -6,7 +6,7 @@ use thiserror::Error;
 use crate::append_state::AppendState;
 use crate::control::Control;
 use crate::discover::discover;
-use crate::gate::Gate;
+use crate::gate::{Gate, PredicateStyle};
 use crate::inline_calls::InlineCalls;
 use crate::layout::ControllerLayout;
 use crate::measure_entropy::{MeasureEntropy, ReductionStyle};
@@ -24,8 +24,8 @@ use crate::switch_optimizer::SwitchOptimizer;
 pub struct InjectOptions {
     /// How sums over gradients are emitted; a property of the target.
     pub reduction: ReductionStyle,
-    /// Whether small states of one shape share an array of the gate's predicate, see [`Gate`]; a property of the target.
-    pub shared_predicates: bool,
+    /// How a gate's predicate reaches the states; a property of the target.
+    pub predicate: PredicateStyle,
 }
 
 /// What came of an injection.
@@ -82,7 +82,7 @@ fn add_control(pipeline: Pipeline, policy: &Policy, options: InjectOptions) -> P
         if policy.scales_momentum() { measured.with(ScaleMomentum { policy: policy.clone() }) } else { measured };
     let switched = if policy.switch.enabled { momentum.with(SwitchOptimizer) } else { momentum };
     let scaled = if policy.scales() { switched.with(ScaleUpdates) } else { switched };
-    let gated = scaled.with(Gate { policy: policy.clone(), shared: options.shared_predicates });
+    let gated = scaled.with(Gate { policy: policy.clone(), predicate: options.predicate });
     let kept = if policy.rollback.keeps_snapshot() { gated.with(Rollback) } else { gated };
     kept.with(AppendState)
 }

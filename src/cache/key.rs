@@ -54,8 +54,8 @@ pub struct Target(Sha256);
 impl Target {
     /// For programs of this client that run on this device.
     ///
-    /// A plugin is known by its path, size and time of change, for reading hundreds of megabytes would take longer than
-    /// many a compilation; and by what it says of itself.
+    /// A plugin is known by its path, size and time of change, and by what it says of itself: it has hundreds of
+    /// megabytes, which are not to be read at every start.
     #[must_use]
     pub fn new(client: &Client, device: &Device) -> Self {
         let plugin = client.plugin();

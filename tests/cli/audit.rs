@@ -20,9 +20,8 @@ fn both_steps_are_compiled_and_compared() {
     let [plain, injected] = ["plain", "injected"].map(|side| audit[side].clone());
     assert!(injected["all_launches"].as_u64() > plain["all_launches"].as_u64());
     let net = injected["all_launches"].as_i64().unwrap() - plain["all_launches"].as_i64().unwrap();
-    let launches = |side: &str| -> i64 {
-        audit[side].as_array().unwrap().iter().map(|k| k["launches"].as_i64().unwrap()).sum()
-    };
+    let launches =
+        |side: &str| -> i64 { audit[side].as_array().unwrap().iter().map(|k| k["launches"].as_i64().unwrap()).sum() };
     assert_eq!(launches("added") - launches("removed"), net);
     // 16 states are donated, and go on to be; policy, state and counters come with the controller.
     assert_eq!((audit["aliases_kept"].as_u64(), audit["aliases_lost"].as_array().unwrap().len()), (Some(16), 0));
@@ -38,7 +37,9 @@ fn both_steps_are_compiled_and_compared() {
 fn the_table_says_what_counts() {
     let at = workplace();
     let table = succeed(at.path(), "audit mlp --target cpu --policy article");
-    for part in ["fusions", "bytes accessed", "scratch memory", "16 of 16 kept", "constructs with the host", "target cpu"] {
+    for part in
+        ["fusions", "bytes accessed", "scratch memory", "16 of 16 kept", "constructs with the host", "target cpu"]
+    {
         assert!(table.contains(part), "{table}");
     }
 }
@@ -46,7 +47,10 @@ fn the_table_says_what_counts() {
 #[test]
 fn limits_make_it_a_check() {
     let at = workplace();
-    succeed(at.path(), "audit mlp --target cpu --max-extra-kernels 1000 --max-extra-bytes 1000 --max-extra-temp 1000 --no-host");
+    succeed(
+        at.path(),
+        "audit mlp --target cpu --max-extra-kernels 1000 --max-extra-bytes 1000 --max-extra-temp 1000 --no-host",
+    );
     refused(at.path(), "audit mlp --target cpu --max-extra-kernels 0", &["more kernels are launched", "0 are allowed"]);
     refused(at.path(), "audit mlp --target cpu --max-extra-bytes 0.5", &["bytes accessed grow by", "0.5% are allowed"]);
     refused(at.path(), "audit mlp --target cpu --max-extra-temp 0.1", &["scratch memory grow by"]);
