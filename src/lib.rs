@@ -7,6 +7,7 @@
 
 pub mod bundle;
 pub mod data;
+pub mod diff;
 pub mod engine;
 pub mod explain;
 pub mod files;

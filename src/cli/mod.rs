@@ -3,6 +3,7 @@
 //! A command returns what it wants to say on failure as one chain of causes, which `main` prints as one
 //! paragraph. Results go to standard output, progress and errors to standard error.
 
+mod diff;
 mod explain;
 mod inject;
 mod inspect;
@@ -43,6 +44,8 @@ enum Command {
     Train(train::Arguments),
     /// Say in words what the controller saw and did in one step of a run.
     Explain(explain::Arguments),
+    /// Compare two modules, instruction by instruction.
+    Diff(diff::Arguments),
     /// Print a module as HLO text.
     Show(show::Arguments),
     /// List or fetch PJRT plugins.
@@ -54,6 +57,8 @@ enum Command {
 pub(crate) enum Outcome {
     /// It did what it was asked.
     Done,
+    /// It was asked for a difference as exit code, and there is one.
+    Differs,
     /// The user interrupted it, and it ended in order.
     Interrupted,
 }
@@ -70,6 +75,7 @@ impl Cli {
             Command::Inject(arguments) => inject::run(&arguments),
             Command::Train(arguments) => train::run(arguments),
             Command::Explain(arguments) => explain::run(&arguments),
+            Command::Diff(arguments) => diff::run(&arguments),
             Command::Show(arguments) => show::run(&arguments),
             Command::Plugin(arguments) => plugin::run(&arguments),
         }
@@ -80,6 +86,7 @@ impl From<Outcome> for ExitCode {
     fn from(outcome: Outcome) -> Self {
         match outcome {
             Outcome::Done => Self::SUCCESS,
+            Outcome::Differs => Self::FAILURE,
             Outcome::Interrupted => Self::from(130),
         }
     }
