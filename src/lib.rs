@@ -10,6 +10,7 @@ pub mod build;
 pub mod bundle;
 pub mod cache;
 pub mod data;
+pub mod diff;
 pub mod engine;
 mod environment;
 pub mod explain;

@@ -5,6 +5,7 @@
 
 mod audit;
 mod cache;
+mod diff;
 mod explain;
 mod inject;
 mod inspect;
@@ -51,6 +52,8 @@ enum Command {
     Train(train::Arguments),
     /// Say in words what the controller saw and did in one step of a run.
     Explain(explain::Arguments),
+    /// Compare two modules, instruction by instruction.
+    Diff(diff::Arguments),
     /// Print a module as HLO text.
     Show(show::Arguments),
     /// List or fetch PJRT plugins.
@@ -81,6 +84,8 @@ impl Reading {
 pub(crate) enum Outcome {
     /// It did what it was asked.
     Done,
+    /// It was asked for a difference as exit code, and there is one.
+    Differs,
     /// The user interrupted it, and it ended in order.
     Interrupted,
 }
@@ -97,6 +102,7 @@ impl Cli {
             Command::Inject(arguments) => inject::run(&arguments),
             Command::Audit(arguments) => audit::run(&arguments),
             Command::Explain(arguments) => explain::run(&arguments),
+            Command::Diff(arguments) => diff::run(&arguments),
             Command::Show(arguments) => show::run(&arguments),
             Command::Plugin(arguments) => plugin::run(&arguments),
             Command::Worker(arguments) => worker::run(&arguments),
@@ -110,6 +116,7 @@ impl From<Outcome> for ExitCode {
     fn from(outcome: Outcome) -> Self {
         match outcome {
             Outcome::Done => Self::SUCCESS,
+            Outcome::Differs => Self::FAILURE,
             Outcome::Interrupted => Self::from(130),
         }
     }

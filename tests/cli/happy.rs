@@ -24,7 +24,7 @@ fn losses(run: &Path) -> Vec<f64> {
 #[test]
 fn help_states_commands_and_exit_codes() {
     let help = succeed(&root(), "--help");
-    for part in ["inspect", "inject", "train", "show", "plugin", "Exit codes", "130"] {
+    for part in ["inspect", "inject", "train", "diff", "show", "plugin", "Exit codes", "130"] {
         assert!(help.contains(part), "{help}");
     }
 }

@@ -7,6 +7,7 @@
 mod audit;
 mod broken;
 mod cache;
+mod diff;
 mod happy;
 mod inputs;
 mod plugins;

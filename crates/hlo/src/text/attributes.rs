@@ -20,16 +20,25 @@ pub(super) fn write(
     instruction: &Instruction,
     preset: Preset,
 ) -> fmt::Result {
-    let mut writer = Writer { out, module, computation, instruction, proto: &instruction.attributes, preset };
+    let mut writer = Writer { out, instruction, proto: &instruction.attributes, preset };
     writer.of_opcode()?;
-    writer.of_callees()?;
-    writer.common()
+    writer.of_callees(module, computation)?;
+    writer.of_any_opcode()?;
+    writer.control(computation)?;
+    writer.metadata()?;
+    writer.config()
+}
+
+/// Writes the attributes that say what an operation does: none that names something, and no metadata.
+pub(super) fn write_operation(out: &mut String, instruction: &Instruction) -> fmt::Result {
+    let mut writer = Writer { out, instruction, proto: &instruction.attributes, preset: Preset::Canonical };
+    writer.of_opcode()?;
+    writer.of_any_opcode()?;
+    writer.config()
 }
 
 struct Writer<'a> {
     out: &'a mut String,
-    module: &'a Module,
-    computation: &'a Computation,
     instruction: &'a Instruction,
     proto: &'a HloInstructionProto,
     preset: Preset,
@@ -325,13 +334,13 @@ impl Writer<'_> {
         Ok(())
     }
 
-    fn of_callees(&mut self) -> fmt::Result {
+    fn of_callees(&mut self, module: &Module, computation: &Computation) -> fmt::Result {
         use Opcode as O;
         let names = |module: &Module, called: &[crate::ComputationId]| -> Vec<String> {
             let name = |&c| module.computation(c).map_or_else(|| "?".to_owned(), |c| Name(&c.name).to_string());
             called.iter().map(|c| format!("%{}", name(c))).collect()
         };
-        let callees = names(self.module, &self.instruction.called);
+        let callees = names(module, &self.instruction.called);
         match (self.instruction.opcode, callees.as_slice()) {
             (_, []) => Ok(()),
             (O::While, [body, condition]) => {
@@ -342,7 +351,7 @@ impl Writer<'_> {
                 self.put("select", select)?;
                 self.put("scatter", scatter)
             }
-            (O::Conditional, [on_true, on_false]) if self.selector_is_pred() => {
+            (O::Conditional, [on_true, on_false]) if self.selector_is_pred(computation) => {
                 self.put("true_computation", on_true)?;
                 self.put("false_computation", on_false)
             }
@@ -356,12 +365,12 @@ impl Writer<'_> {
         }
     }
 
-    fn selector_is_pred(&self) -> bool {
-        let selector = self.instruction.operands.first().and_then(|&id| self.computation.get(id));
+    fn selector_is_pred(&self, computation: &Computation) -> bool {
+        let selector = self.instruction.operands.first().and_then(|&id| computation.get(id));
         selector.is_some_and(|s| s.shape.element_type() == PrimitiveType::PRED)
     }
 
-    fn common(&mut self) -> fmt::Result {
+    fn of_any_opcode(&mut self) -> fmt::Result {
         let p = self.proto;
         if let Some(accuracy) = p.result_accuracy.as_option() {
             self.accuracy(accuracy)?;
@@ -375,18 +384,31 @@ impl Writer<'_> {
         if let Some(attributes) = p.frontend_attributes.as_option().filter(|a| !a.map.is_empty()) {
             self.put("frontend_attributes", Frontend(attributes))?;
         }
+        Ok(())
+    }
+
+    fn control(&mut self, computation: &Computation) -> fmt::Result {
         if !self.instruction.control_predecessors.is_empty() {
-            let name = |&id: &_| self.computation.get(id).map_or_else(|| "?".to_owned(), |i| Name(&i.name).to_string());
+            let name = |&id: &_| computation.get(id).map_or_else(|| "?".to_owned(), |i| Name(&i.name).to_string());
             let names: Vec<_> =
                 self.instruction.control_predecessors.iter().map(|id| format!("%{}", name(id))).collect();
             self.put("control-predecessors", format_args!("{{{}}}", Joined(&names, ", ")))?;
         }
-        if let Some(metadata) = p.metadata.as_option() {
+        Ok(())
+    }
+
+    fn metadata(&mut self) -> fmt::Result {
+        if let Some(metadata) = self.proto.metadata.as_option() {
             let metadata = Metadata { metadata, preset: self.preset }.to_string();
             if !metadata.is_empty() {
                 self.put("metadata", format_args!("{{{metadata}}}"))?;
             }
         }
+        Ok(())
+    }
+
+    fn config(&mut self) -> fmt::Result {
+        let p = self.proto;
         if !p.backend_config.is_empty() {
             self.put("backend_config", QuotedOrDict(&p.backend_config))?;
         }

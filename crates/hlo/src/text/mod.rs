@@ -8,7 +8,7 @@
 
 use std::fmt::{self, Write};
 
-use crate::ir::{Computation, Instruction, InstructionId, Module, Opcode};
+use crate::ir::{Computation, Instruction, InstructionId, Module, Opcode, Shape};
 
 mod attributes;
 mod dimensions;
@@ -20,9 +20,11 @@ mod quote;
 mod schedule;
 mod shape;
 mod sharding;
+mod signature;
 mod tables;
 
 pub use parse::{ParseError, Problem, parse};
+pub use signature::{Signature, signature};
 
 use quote::{Name, Separated};
 use schedule::Schedule;
@@ -75,6 +77,12 @@ pub fn print_instruction(
     let mut out = String::new();
     let _ = write_instruction(&mut out, module, computation, instruction, preset);
     out
+}
+
+/// A shape as HLO text, with its layout.
+#[must_use]
+pub fn print_shape(shape: &Shape) -> String {
+    ShapeText { shape: &shape.0, layouts: Layouts::All, indices: false }.to_string()
 }
 
 fn write_module(out: &mut String, module: &Module, preset: Preset) -> fmt::Result {
