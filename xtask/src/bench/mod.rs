@@ -88,9 +88,9 @@ impl Part {
             Self::Control => (40, 0.8),
             // The end of a stretch writes metrics to the disk, which a long stretch makes as rare as in a real run.
             Self::Loop => (20, 2.0),
-            Self::Jax => (30, 0.8),
-            Self::Torch => (24, 0.8),
-            Self::Start => (20, 0.0),
+            Self::Jax => (30, 1.0),
+            Self::Torch => (20, 1.5),
+            Self::Start => (10, 0.0),
             Self::Flags => (10, 0.6),
         }
     }
@@ -137,6 +137,11 @@ pub(crate) fn bench(options: &Options) -> Result<()> {
         let model = options.model.as_deref().unwrap_or(if set == Set::Cpu { "gpt-nano" } else { "gpt2-small" });
         let bench = Bench { options, set, plugin, model, python: &python };
         let parts: Vec<_> = if options.parts.is_empty() { set.parts().to_vec() } else { options.parts.clone() };
+        if !options.keep {
+            for &part in &parts {
+                bench.forget(part)?;
+            }
+        }
         for part in parts {
             // One part less is better than none at all.
             if let Err(error) = bench.measure(part) {
@@ -169,14 +174,21 @@ impl Bench<'_> {
         self.folder().join(format!("{}.json", part.name()))
     }
 
+    /// What is left of an earlier measurement must not pass for the one that is to come.
+    fn forget(&self, part: Part) -> Result<()> {
+        let file = self.file(part);
+        match fs::remove_file(&file) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot remove {}", file.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn measure(&self, part: Part) -> Result<()> {
         let file = self.file(part);
         if self.options.keep && Samples::read(&file).is_ok() {
             return Ok(());
-        }
-        // What is left of an earlier measurement must not pass for this one.
-        if file.exists() {
-            fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
         }
         let folder = self.folder();
         fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
