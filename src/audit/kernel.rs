@@ -258,7 +258,10 @@ impl Walk<'_> {
         }
         let mut contents = Contents::default();
         self.contents(within, id, &mut contents);
-        let Contents { controller_ops, other_ops, mut signature } = contents;
+        let Contents { controller_ops, other_ops, mut signature, unnamed } = contents;
+        if signature.is_empty() && controller_ops.is_empty() {
+            signature = unnamed;
+        }
         signature.sort_unstable();
         let [bytes, main_memory_bytes] =
             [Memories::All, Memories::Main].map(|memories| cost::bytes(self.module, within, i, memories));
@@ -325,12 +328,16 @@ impl Walk<'_> {
         if controller {
             return;
         }
-        // What the compiler made itself has no name; it counts for neither side, unless nothing else is there.
-        if !i.op_name().is_empty() {
-            contents.other_ops += 1;
+        if matches!(i.opcode, Opcode::Tuple | Opcode::GetTupleElement | Opcode::Bitcast) {
+            return;
         }
-        if !matches!(i.opcode, Opcode::Tuple | Opcode::GetTupleElement | Opcode::Bitcast) {
-            contents.signature.push(format!("{} {} {}", i.opcode_name(), i.shape.element_type().name(), i.op_name()));
+        let operation = format!("{} {} {}", i.opcode_name(), i.shape.element_type().name(), i.op_name());
+        // What the compiler made itself has no name, and counts where nothing else is there.
+        if i.op_name().is_empty() {
+            contents.unnamed.push(operation);
+        } else {
+            contents.other_ops += 1;
+            contents.signature.push(operation);
         }
     }
 }
@@ -340,6 +347,7 @@ struct Contents {
     controller_ops: BTreeMap<String, ()>,
     other_ops: usize,
     signature: Vec<String>,
+    unnamed: Vec<String>,
 }
 
 fn is_collective(opcode: Opcode) -> bool {

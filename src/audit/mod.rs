@@ -7,6 +7,9 @@ mod compile;
 mod cost;
 pub mod kernel;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 
 use serde::Serialize;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::Args;
 use indicatif::{BinaryBytes, ProgressBar};
 
@@ -63,6 +63,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
     spinner.finish_and_clear();
     let (plain, controlled) = both?;
     if let Some(folder) = &arguments.dump {
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
         files::write(&folder.join("plain.hlo.pb"), &plain.module.export())?;
         files::write(&folder.join("controlled.hlo.pb"), &controlled.module.export())?;
     }

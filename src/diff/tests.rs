@@ -129,7 +129,7 @@ fn an_injected_step_is_the_original_and_more() {
     for (policy, changed) in
         [(passes::Policy::default(), 1), (passes::Policy::parse(passes::policy::ARTICLE_POLICY).unwrap(), 11)]
     {
-        let injected = model.inject(&policy).unwrap().module;
+        let injected = model.inject(&policy, crate::target::Platform::Cpu).unwrap().module;
         let diff = Diff::of(model.module(), &injected);
         let counts = diff.counts();
         assert_eq!((counts.removed, counts.changed), (0, changed), "{:?}", differing(&diff));
