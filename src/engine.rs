@@ -13,6 +13,7 @@ use crate::bundle::Dtype;
 use crate::cache::{CompileCache, Key, Target};
 use crate::isolate::{IsolateError, Worker};
 use crate::plugin::{self, FindError, cuda};
+use crate::target::Platform;
 
 /// A compiler flag of the CPU plugin that must be off where state is donated.
 ///
@@ -178,6 +179,12 @@ impl Engine {
     #[must_use]
     pub fn platform(&self) -> String {
         format!("{} ({})", self.client.platform_name(), self.device.kind())
+    }
+
+    /// The kind of platform, where this program knows it.
+    #[must_use]
+    pub fn kind(&self) -> Option<Platform> {
+        Platform::from_name(self.client.platform_name())
     }
 
     /// Compiles a module that obeys the rules of HLO, or takes it from the cache. `what` names it in errors.

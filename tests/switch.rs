@@ -137,3 +137,66 @@ fn steps_without_a_first_moment_are_refused_with_the_reason() {
         assert!(text.contains("switch.enabled") && text.contains(reason), "{name}: {text}");
     }
 }
+
+/// An optimizer with a first moment on parameters of 8 bits of precision: the update is narrowed, then added.
+const NARROW: &str = r#"HloModule step
+
+%sum (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %c = f32[] add(%a, %b)
+}
+
+ENTRY %main (p: bf16[64], m: f32[64], x: f32[64], y: f32[64]) -> (bf16[64], f32[64], f32[]) {
+  %p = bf16[64]{0} parameter(0)
+  %m = f32[64]{0} parameter(1)
+  %x = f32[64]{0} parameter(2)
+  %y = f32[64]{0} parameter(3)
+  %wide = f32[64]{0} convert(%p)
+  %product = f32[64]{0} multiply(%wide, %x)
+  %error = f32[64]{0} subtract(%product, %y)
+  %square = f32[64]{0} multiply(%error, %error)
+  %zero = f32[] constant(0)
+  %loss = f32[] reduce(%square, %zero), dimensions={0}, to_apply=%sum
+  %gradient = f32[64]{0} multiply(%error, %x)
+  %decay = f32[] constant(0.9)
+  %decays = f32[64]{0} broadcast(%decay), dimensions={}
+  %kept = f32[64]{0} multiply(%decays, %m)
+  %moment = f32[64]{0} add(%kept, %gradient)
+  %rate = f32[] constant(-0.1)
+  %rates = f32[64]{0} broadcast(%rate), dimensions={}
+  %size = f32[64]{0} abs(%moment)
+  %one = f32[] constant(1)
+  %ones = f32[64]{0} broadcast(%one), dimensions={}
+  %divisor = f32[64]{0} add(%size, %ones)
+  %direction = f32[64]{0} divide(%moment, %divisor)
+  %step = f32[64]{0} multiply(%rates, %direction)
+  %u = bf16[64]{0} convert(%step)
+  %new = bf16[64]{0} add(%p, %u)
+  ROOT %out = (bf16[64]{0}, f32[64]{0}, f32[]) tuple(%new, %moment, %loss)
+}
+"#;
+
+#[test]
+fn a_switch_that_has_not_come_leaves_scaled_updates_of_narrow_parameters_alone() {
+    let module = hlo::text::parse(NARROW).unwrap();
+    let mut scaled = Policy::monitor();
+    scaled.scale.tensors.insert("*".into(), 0.37);
+    let mut armed = scaled.clone();
+    armed.switch = Policy::parse("[switch]\nenabled = true\ntrigger = \"step\"\nstep = 1000000").unwrap().switch;
+    let [mut alone, mut both] = [&scaled, &armed]
+        .map(|policy| Controlled::with(&module, policy, common::Contraction::Impossible).unwrap());
+    let mut random = common::Random::new(3);
+    let mut draw = || (0..64).map(|_| random.normal() as f32).collect::<Vec<_>>();
+    let p = Array {
+        element_type: pjrt::ElementType::Bf16,
+        dims: vec![64],
+        bytes: draw().iter().flat_map(|&v| half::bf16::from_f32(v).to_le_bytes()).collect(),
+    };
+    let mut inputs = vec![p, Array::vector(&draw()), Array::vector(&draw()), Array::vector(&draw())];
+    for step in 0..5 {
+        let expected = alone.run(&inputs);
+        assert!(expected == both.run(&inputs), "step {step}: an update lost what its type does not hold");
+        inputs.splice(0..2, expected.into_iter().take(2));
+    }
+}

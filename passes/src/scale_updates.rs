@@ -13,13 +13,13 @@
 
 use std::collections::{HashMap, HashSet};
 
-use hlo::build::{BuildError, Builder, Built, ComparisonDirection};
+use hlo::build::{Builder, Built, ComparisonDirection};
 use hlo::{InstructionId, Module, Opcode, PrimitiveType};
 
 use crate::layout::Scaling;
 use crate::pass::{Changed, Context, Pass, PassError};
 use crate::step::UpdateForm;
-use crate::values::{materialise, readers, twin, wide_type};
+use crate::values::{materialise, own_copy, readers, wide_type};
 
 /// The pass, see the module's documentation.
 #[derive(Debug, Clone, Copy, Default)]
@@ -90,8 +90,7 @@ fn scaled(
     u: InstructionId,
     scale: InstructionId,
 ) -> Result<InstructionId, PassError> {
-    let u = widest(b, u)?;
-    let u = twin(b, u)?;
+    let u = own_copy(b, u)?;
     let wide = wide_type(b, &[u, old])?;
     let narrow = b.shape(old)?.element_type();
     let old = b.convert(old, wide)?;
@@ -117,21 +116,4 @@ fn times(b: &mut Builder<'_>, scale: InstructionId, u: InstructionId, wide: Prim
     let scale = b.convert(scale, wide)?;
     let scale = b.broadcast_scalar_like(scale, u)?;
     b.multiply(scale, u)
-}
-
-/// The value that `u` was converted from, as long as that is wider.
-fn widest(b: &Builder<'_>, mut u: InstructionId) -> Result<InstructionId, BuildError> {
-    loop {
-        let entry = b.module().entry_computation();
-        let Some(instruction) = entry.get(u) else { return Ok(u) };
-        let [source] = instruction.operands.as_slice() else { return Ok(u) };
-        let wider = entry.get(*source).is_some_and(|s| {
-            let (from, to) = (s.shape.element_type(), instruction.shape.element_type());
-            from.is_floating() && from.bits() > to.bits()
-        });
-        if instruction.opcode != Opcode::Convert || !wider {
-            return Ok(u);
-        }
-        u = *source;
-    }
 }

@@ -21,7 +21,7 @@ use hlo::{InstructionId, Module, Opcode, PrimitiveType};
 
 use crate::pass::{Changed, Context, Pass, PassError};
 use crate::step::{Direction, DirectionStatus, Term, Update, UpdateForm, Value};
-use crate::values::{materialise, product, readers, twin, wide_type};
+use crate::values::{materialise, own_copy, product, readers, wide_type};
 
 /// The pass, see the module's documentation.
 #[derive(Debug, Clone, Copy, Default)]
@@ -94,7 +94,7 @@ fn own_update(b: &mut Builder<'_>, update: &Update, wide: PrimitiveType) -> Resu
         }
     };
     let u = materialise(b, u)?;
-    let u = twin(b, u)?;
+    let u = own_copy(b, u)?;
     let u = b.convert(u, wide)?;
     Ok(if negative { b.negate(u)? } else { u })
 }

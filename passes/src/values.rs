@@ -116,6 +116,31 @@ pub(crate) fn twin(b: &mut Builder<'_>, x: InstructionId) -> Result<InstructionI
     })
 }
 
+/// An update for another reader than the step's own: what it was narrowed from, computed once more.
+///
+/// Of u alone most bits are gone where parameters are narrow.
+pub(crate) fn own_copy(b: &mut Builder<'_>, u: InstructionId) -> Result<InstructionId, PassError> {
+    let wide = widest(b, u);
+    twin(b, wide)
+}
+
+/// The value that `u` was converted from, as long as that is wider.
+fn widest(b: &Builder<'_>, mut u: InstructionId) -> InstructionId {
+    loop {
+        let entry = b.module().entry_computation();
+        let Some(instruction) = entry.get(u) else { return u };
+        let [source] = instruction.operands.as_slice() else { return u };
+        let wider = entry.get(*source).is_some_and(|s| {
+            let (from, to) = (s.shape.element_type(), instruction.shape.element_type());
+            from.is_floating() && from.bits() > to.bits()
+        });
+        if instruction.opcode != Opcode::Convert || !wider {
+            return u;
+        }
+        u = *source;
+    }
+}
+
 /// A scalar, if any, times all factors; nothing where there is nothing to multiply.
 pub(crate) fn product(
     b: &mut Builder<'_>,

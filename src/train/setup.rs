@@ -160,6 +160,16 @@ impl Setup {
         let engine = Engine::open(&options.plugin)?;
         let engine = engine.with_cache(options.cache.clone()).isolated(options.worker.clone());
         reached("plugin open");
+        if let (Some(controller), Some(here)) = (&manifest.controller, engine.kind())
+            && controller.platform != here
+        {
+            tracing::warn!(
+                "the controller of {} was emitted for {} and runs on {here}: the same control, at another cost and on large \
+                 tensors less exact; inject it again with --target",
+                bundle.folder.display(),
+                controller.platform
+            );
+        }
         observer.phase("compiling");
         let step = engine.compile(&bundle.module, "the train step")?;
         reached("step compiled");
