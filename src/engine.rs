@@ -68,6 +68,12 @@ pub enum EngineError {
         /// What happened.
         source: IsolateError,
     },
+    /// A thread that compiled ended without a result.
+    #[error("compiling {what} ended without a result, which is a fault of this program; please report it")]
+    Thread {
+        /// Which module.
+        what: String,
+    },
     /// Something failed on the device.
     #[error("{what}: {source}")]
     Device {

@@ -184,8 +184,8 @@ fn a_switch_that_has_not_come_leaves_scaled_updates_of_narrow_parameters_alone()
     scaled.scale.tensors.insert("*".into(), 0.37);
     let mut armed = scaled.clone();
     armed.switch = Policy::parse("[switch]\nenabled = true\ntrigger = \"step\"\nstep = 1000000").unwrap().switch;
-    let [mut alone, mut both] = [&scaled, &armed]
-        .map(|policy| Controlled::with(&module, policy, common::Contraction::Impossible).unwrap());
+    let [mut alone, mut both] =
+        [&scaled, &armed].map(|policy| Controlled::with(&module, policy, common::Contraction::Impossible).unwrap());
     let mut random = common::Random::new(3);
     let mut draw = || (0..64).map(|_| random.normal() as f32).collect::<Vec<_>>();
     let p = Array {

@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use hlo::{PrimitiveType, Shape};
+use hlo::{Module, PrimitiveType, Shape};
 use passes::layout::ArrayKind;
 use passes::telemetry::{Telemetry, TelemetryError};
 use passes::{ControllerLayout, Policy, PolicyError};
@@ -171,19 +171,24 @@ impl Setup {
             );
         }
         observer.phase("compiling");
-        let step = engine.compile(&bundle.module, "the train step")?;
-        reached("step compiled");
-        let evaluator = match (&manifest.eval, &eval_module) {
-            (Some(eval), Some(module)) => {
+        let [step, evaluate, make_state] = compile_all(
+            &engine,
+            [
+                Some((&bundle.module, "the train step")),
+                eval_module.as_ref().map(|module| (module, "the evaluation")),
+                Some((&init_module, "the initial state")),
+            ],
+        )?;
+        let absent = || untrainable("it has no step or no initial state");
+        let (step, make_state) = (step.ok_or_else(absent)?, make_state.ok_or_else(absent)?);
+        let evaluator = match (&manifest.eval, &eval_module, evaluate) {
+            (Some(eval), Some(module), Some(executable)) => {
                 let loss_type = check::output_shapes(module).first().map_or(PrimitiveType::F32, |s| s.element_type());
-                let executable = engine.compile(module, "the evaluation")?;
                 Some(Evaluator::new(executable, eval.inputs.clone(), loss_type))
             }
             _ => None,
         };
-        reached("evaluation compiled");
-        let make_state = engine.compile(&init_module, "the initial state")?;
-        reached("initial state compiled");
+        reached("programs compiled");
         let seed = encode_integer(u64::from(options.seed), init.seed_dtype);
         let seed = engine.upload(&seed, init.seed_dtype, &[])?;
         let initial = InitialState { executable: make_state, seed, inputs: init.outputs.clone() };
@@ -248,6 +253,26 @@ impl Setup {
         let (seed, loss_unit) = (u64::from(options.seed), data.loss_unit.clone());
         Ok(Self { engine, stepper, initial, evaluator, batches, split, folder, seed, loss_unit, loss, telemetry })
     }
+}
+
+/// Compiles several programs side by side; each may take as long as all others together.
+fn compile_all<const N: usize>(
+    engine: &Engine,
+    modules: [Option<(&Module, &str)>; N],
+) -> Result<[Option<Executable>; N], EngineError> {
+    let compiled = std::thread::scope(|scope| {
+        let started = modules.map(|m| m.map(|(module, what)| (scope.spawn(|| engine.compile(module, what)), what)));
+        started.map(|thread| {
+            let Some((thread, what)) = thread else { return Ok(None) };
+            let panicked = |_| EngineError::Thread { what: what.to_owned() };
+            thread.join().map_err(panicked)?.map(Some)
+        })
+    });
+    let mut executables = [const { None }; N];
+    for (slot, executable) in executables.iter_mut().zip(compiled) {
+        *slot = executable?;
+    }
+    Ok(executables)
 }
 
 /// One of the arrays that the controller takes beside the step's own.
