@@ -62,7 +62,8 @@ pub enum ReductionStyle {
     /// Independent `reduce`s that do not wait for each other, so that a compiler can fuse them into one reading, as
     /// TPU's does: entropies of `energy` and `magnitude` by offset, over shares up to [`SHARES_LIMIT`] elements.
     Separate,
-    /// One variadic `reduce` for all sums that do not wait for each other: for GPU, where every `reduce` is a kernel.
+    /// One variadic `reduce` for all sums that do not wait for each other: for GPU, where every `reduce` is a kernel. Of
+    /// `energy` and `magnitude`, gradients of the same dimensions are stacked and share one.
     /// Entropies by offset: below 2¹⁴ elements and for gradients far from 1 the error of `energy` can reach 3e-5.
     Variadic,
 }
