@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use entropic::bundle::manifest::{InputRole, OutputRole};
 use entropic::model::Model;
+use entropic::target::Platform;
 use entropic::train::controller_arrays;
 use entropic::xla_rs::{computation, element_type};
 use passes::Policy;
@@ -16,7 +17,7 @@ fn main() -> Result<()> {
     let folder = arguments.next().context("give a bundle's folder, such as models/mlp")?;
     let steps: usize = arguments.next().map_or(Ok(20), |n| n.parse()).context("the number of steps")?;
     let policy = Policy::default();
-    let bundle = Model::open(Path::new(&folder))?.inject(&policy)?;
+    let bundle = Model::open(Path::new(&folder))?.inject(&policy, Platform::Cpu)?;
     let manifest = &bundle.manifest;
     let client = PjRtClient::cpu()?;
 
