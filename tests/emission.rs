@@ -95,9 +95,10 @@ fn for_gpu_tensors_of_one_shape_are_measured_by_one_reduce_and_gated_by_one_pred
     assert_eq!(variadic.count(), shapes.len());
     let barriers: Vec<_> = cuda.entry_computation().instructions().map(|(_, i)| i).collect();
     let barriers: Vec<_> = barriers.iter().filter(|i| i.opcode == Opcode::OptimizationBarrier).collect();
-    let small: Vec<_> = barriers.iter().map(|i| i.shape.dims().to_vec()).collect();
-    let distinct: std::collections::BTreeSet<_> = small.iter().collect();
-    assert!(!small.is_empty() && small.len() == distinct.len(), "{small:?}");
+    assert!(!barriers.is_empty());
+    // Layouts count: a predicate has that of the states it is for.
+    let twice = barriers.iter().enumerate().find(|(n, i)| barriers.iter().take(*n).any(|other| other.shape == i.shape));
+    assert!(twice.is_none(), "{twice:?} is there twice");
 }
 
 #[test]

@@ -144,7 +144,7 @@ impl Bundle {
 
     /// Writes the bundle to `target`: manifest, step, and the other modules as they are in [`Bundle::folder`].
     ///
-    /// The step is written as a proto, under a name that says so.
+    /// The step is written as a proto, whatever it was read from.
     ///
     /// The folder appears when it is complete. An existing bundle of that name is replaced.
     ///
@@ -153,12 +153,8 @@ impl Bundle {
     /// Where something else is there, or a file cannot be read or written.
     pub fn save(&self, target: &Path) -> Result<(), SaveError> {
         let staged = StagedFolder::new(target, |folder| folder.join(MANIFEST).is_file())?;
-        let mut manifest = self.manifest.clone();
-        if Path::new(&manifest.module).extension().is_none_or(|e| e != "pb") {
-            manifest.module = "module.hlo.pb".to_owned();
-        }
-        staged.write(MANIFEST, manifest.to_json()?.as_bytes())?;
-        staged.write(&manifest.module, &self.module.export())?;
+        staged.write(MANIFEST, self.manifest.to_json()?.as_bytes())?;
+        staged.write(&self.manifest.module, &self.module.export())?;
         let init = self.manifest.init.as_ref().map(|i| &i.file);
         let eval = self.manifest.eval.as_ref().map(|e| &e.file);
         for file in init.into_iter().chain(eval) {

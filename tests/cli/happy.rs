@@ -125,7 +125,7 @@ fn hlo_text_is_read_wherever_a_module_is() {
     fs::write(at.path().join("mlp/step.hlo"), &text).unwrap();
     fs::remove_file(at.path().join("mlp/module.hlo.pb")).unwrap();
     succeed(at.path(), "inject mlp -o injected");
-    assert!(hlo::Module::import(&fs::read(at.path().join("injected/module.hlo.pb")).unwrap()).is_ok());
+    assert!(hlo::Module::import(&fs::read(at.path().join("injected/step.hlo.pb")).unwrap()).is_ok());
     assert_eq!(succeed(at.path(), "show injected"), succeed(at.path(), "show b.hlo.pb"));
 }
 

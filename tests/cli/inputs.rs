@@ -114,7 +114,13 @@ fn a_conversion_without_the_plugin_says_how_to_get_it() {
     let at = workplace();
     bring(at.path(), "mlp.mlir");
     let words = ["inspect", "mlp.mlir"];
-    let ran: Ran =
-        program(at.path()).env("ENTROPIC_PLUGIN_DIR", at.path().join("none")).args(words).output().unwrap().into();
+    let ran: Ran = program(at.path())
+        .env("ENTROPIC_PLUGIN_DIR", at.path().join("none"))
+        .env("XDG_CACHE_HOME", at.path())
+        .env("VIRTUAL_ENV", at.path())
+        .args(words)
+        .output()
+        .unwrap()
+        .into();
     check(&ran, "inspect mlp.mlir", &["StableHLO text", "CPU plugin", "entropic plugin fetch cpu"]);
 }

@@ -44,7 +44,7 @@ fn files_that_hold_no_module() {
         (&module[..module.len() - 1], &["x.hlo.pb", "truncated"]),
         (&module[..100], &["x.hlo.pb"]),
         (&garbage, &["x.hlo.pb", "not a serialized HloModuleProto"]),
-        (mlir, &["x.hlo.pb", "text", "`HloModule`"]),
+        (mlir, &["x.hlo.pb", "the conversion of StableHLO text to HLO failed"]),
         (text, &["x.hlo.pb: line 4, column 27: `color`: parameter has no such attribute"]),
         (latin, &["x.hlo.pb: it is HLO text, but not UTF-8 from byte 68 on"]),
         (b"", &["x.hlo.pb", "empty"]),
