@@ -5,7 +5,7 @@
 //! it runs, and once where the compiler does not know how often; the body of a call counts where it is called; of the
 //! branches of a `conditional` all count.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use hlo::{Computation, ComputationId, Instruction, InstructionId, Module, Opcode};
 use serde::Serialize;
@@ -266,7 +266,7 @@ impl Walk<'_> {
         let [bytes, main_memory_bytes] =
             [Memories::All, Memories::Main].map(|memories| cost::bytes(self.module, within, i, memories));
         let flops = cost::flops(self.module, within, i);
-        let controller_ops = controller_ops.into_keys().collect();
+        let controller_ops = controller_ops.into_iter().collect();
         let name = i.name.clone();
         self.profile.kernels.push(Kernel {
             name,
@@ -323,7 +323,7 @@ impl Walk<'_> {
         let mut controller = false;
         for name in i.op_name().split(';').filter(|name| name.starts_with(CONTROLLER)) {
             controller = true;
-            contents.controller_ops.insert(name.to_owned(), ());
+            contents.controller_ops.insert(name.to_owned());
         }
         if controller {
             return;
@@ -344,7 +344,7 @@ impl Walk<'_> {
 
 #[derive(Default)]
 struct Contents {
-    controller_ops: BTreeMap<String, ()>,
+    controller_ops: BTreeSet<String>,
     other_ops: usize,
     signature: Vec<String>,
     unnamed: Vec<String>,
