@@ -4,9 +4,10 @@
 //! folder comes last, so that a run that cannot start leaves nothing behind.
 
 use std::path::PathBuf;
+use std::thread::{self, ScopedJoinHandle};
 use std::time::Instant;
 
-use hlo::{Module, PrimitiveType, Shape};
+use hlo::{PrimitiveType, Shape};
 use passes::layout::ArrayKind;
 use passes::telemetry::{Telemetry, TelemetryError};
 use passes::{ControllerLayout, Policy, PolicyError};
@@ -171,16 +172,15 @@ impl Setup {
             );
         }
         observer.phase("compiling");
-        let [step, evaluate, make_state] = compile_all(
-            &engine,
-            [
-                Some((&bundle.module, "the train step")),
-                eval_module.as_ref().map(|module| (module, "the evaluation")),
-                Some((&init_module, "the initial state")),
-            ],
-        )?;
-        let absent = || untrainable("it has no step or no initial state");
-        let (step, make_state) = (step.ok_or_else(absent)?, make_state.ok_or_else(absent)?);
+        // Each may take as long as all others together.
+        let (step, evaluate, make_state) = thread::scope(|scope| {
+            let evaluate = eval_module.as_ref().map(|m| scope.spawn(|| engine.compile(m, "the evaluation")));
+            let make_state = scope.spawn(|| engine.compile(&init_module, "the initial state"));
+            let step = engine.compile(&bundle.module, "the train step");
+            let evaluate = evaluate.map(|thread| joined(thread, "the evaluation")).transpose();
+            (step, evaluate, joined(make_state, "the initial state"))
+        });
+        let (step, evaluate, make_state) = (step?, evaluate?, make_state?);
         let evaluator = match (&manifest.eval, &eval_module, evaluate) {
             (Some(eval), Some(module), Some(executable)) => {
                 let loss_type = check::output_shapes(module).first().map_or(PrimitiveType::F32, |s| s.element_type());
@@ -255,24 +255,12 @@ impl Setup {
     }
 }
 
-/// Compiles several programs side by side; each may take as long as all others together.
-fn compile_all<const N: usize>(
-    engine: &Engine,
-    modules: [Option<(&Module, &str)>; N],
-) -> Result<[Option<Executable>; N], EngineError> {
-    let compiled = std::thread::scope(|scope| {
-        let started = modules.map(|m| m.map(|(module, what)| (scope.spawn(|| engine.compile(module, what)), what)));
-        started.map(|thread| {
-            let Some((thread, what)) = thread else { return Ok(None) };
-            let panicked = |_| EngineError::Thread { what: what.to_owned() };
-            thread.join().map_err(panicked)?.map(Some)
-        })
-    });
-    let mut executables = [const { None }; N];
-    for (slot, executable) in executables.iter_mut().zip(compiled) {
-        *slot = executable?;
-    }
-    Ok(executables)
+/// What a thread compiled.
+fn joined(
+    thread: ScopedJoinHandle<'_, Result<Executable, EngineError>>,
+    what: &str,
+) -> Result<Executable, EngineError> {
+    thread.join().map_err(|_| EngineError::Thread { what: what.to_owned() })?
 }
 
 /// One of the arrays that the controller takes beside the step's own.
