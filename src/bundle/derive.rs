@@ -10,7 +10,7 @@ use super::Dtype;
 use super::check::{CheckError, output_shapes};
 use crate::input::Origin;
 
-use super::manifest::{FORMAT_VERSION, Input, InputRole, Manifest, Output, OutputRole};
+use super::manifest::{FORMAT_VERSION, Input, InputRole, Launch, Manifest, Output, OutputRole};
 
 /// Describes `module` as a bundle without init, eval and data. `file` is the name that the module will have.
 ///
@@ -66,6 +66,7 @@ pub fn derive(module: &Module, step: &TrainStep, file: &str, origin: &Origin) ->
         data: None,
         target_platforms: origin.chosen.clone().map_or_else(|| origin.platforms.clone(), |chosen| vec![chosen]),
         versions: BTreeMap::new(),
+        launch: Launch::default(),
         controller: None,
     })
 }

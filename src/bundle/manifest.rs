@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::num::NonZeroU32;
 
 use passes::{ControllerLayout, Policy};
 use serde::{Deserialize, Serialize};
@@ -40,9 +41,45 @@ pub struct Manifest {
     pub target_platforms: Vec<String>,
     /// Packages that made the bundle, and their versions.
     pub versions: BTreeMap<String, String>,
+    /// How the step is launched, where that is not one step on one device.
+    #[serde(default, skip_serializing_if = "Launch::is_single")]
+    pub launch: Launch,
     /// The controller, in a bundle that has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub controller: Option<Controller>,
+}
+
+/// On how many devices a step runs, and how many steps one launch does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Launch {
+    /// Devices, or groups of them, that run the same program on different data.
+    pub replicas: NonZeroU32,
+    /// Devices that share the work of one replica; the program says by its shardings how.
+    pub partitions: NonZeroU32,
+    /// Steps of one launch. Where it is more than one, batch inputs, loss and telemetry have it as their first dimension.
+    pub steps: NonZeroU32,
+}
+
+impl Default for Launch {
+    /// One step on one device.
+    fn default() -> Self {
+        Self { replicas: NonZeroU32::MIN, partitions: NonZeroU32::MIN, steps: NonZeroU32::MIN }
+    }
+}
+
+impl Launch {
+    /// Whether it is one step on one device.
+    #[must_use]
+    pub fn is_single(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Devices that the program runs on.
+    #[must_use]
+    pub fn devices(&self) -> u64 {
+        u64::from(self.replicas.get()) * u64::from(self.partitions.get())
+    }
 }
 
 /// A parameter of the step.
@@ -252,6 +289,9 @@ impl Manifest {
             line("target_platforms", &self.target_platforms)?,
             line("versions", &self.versions)?,
         ];
+        if !self.launch.is_single() {
+            lines.push(line("launch", &self.launch)?);
+        }
         if let Some(controller) = &self.controller {
             lines.push(line("controller", controller)?);
         }
