@@ -1,8 +1,11 @@
-//! Short forms of the experiments of docs/demos.md, on `gpt-nano` and this repository's own text.
+//! Short forms of the experiments of docs/demos.md, on `gpt-nano` and a text that never changes.
 //!
 //! Needs the CPU plugin; `make plugin` fetches it.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+#[path = "../passes/tests/common/mod.rs"]
+mod common;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -12,8 +15,8 @@ use entropic::target::Platform;
 use entropic::train::{self, Corruption, Fault, GateReason, Observer, Options, StepRecord, Summary};
 use passes::Policy;
 
-/// The gate is armed after a few steps: these runs are over before the default policy's warmup is.
-const ALERT: &str = "format_version = 1\n[gate.norm]\nmultiple = 2.0\nwarmup = 10\n";
+/// The gate is armed when the first steep fall of the norm is over; these runs end before the default warmup does.
+const ALERT: &str = "format_version = 1\n[gate.norm]\nmultiple = 2.0\nwarmup = 15\n";
 
 fn model(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(name)
@@ -32,14 +35,37 @@ impl Observer for Recorder {
     fn finish(&mut self) {}
 }
 
+/// Sentences of made-up words, common and rare ones: the same on every machine, with enough order in them to learn from.
+fn text() -> String {
+    const ONSETS: [&str; 12] = ["b", "d", "f", "gr", "k", "l", "m", "n", "p", "r", "st", "t"];
+    const RHYMES: [&str; 8] = ["a", "en", "i", "o", "um", "ar", "el", "is"];
+    let mut random = common::Random::new(7);
+    let mut below = |n: usize| (random.uniform() * n as f64) as usize;
+    let mut syllables = |n| (0..n).map(|_| [ONSETS[below(12)], RHYMES[below(8)]].concat()).collect::<String>();
+    let words: Vec<String> = (0..400).map(|rank| syllables(1 + rank % 3)).collect();
+    let mut random = common::Random::new(11);
+    let mut text = String::new();
+    while text.len() < 400_000 {
+        for place in 0..4 + (random.uniform() * 9.0) as usize {
+            // Ranks follow Zipf's law, nearly.
+            let rank = (words.len() as f64).powf(random.uniform()) as usize - 1;
+            text.push_str(if place == 0 { "" } else { " " });
+            text.push_str(&words[rank]);
+        }
+        text.push_str(if random.uniform() < 0.8 { ".\n" } else { "?\n\n" });
+    }
+    text
+}
+
 /// Trains under a policy; always with the same seed, so on the same batches.
 fn train(model: &Path, policy: &str, steps: u64, corruption: Option<Corruption>) -> (Vec<StepRecord>, Summary) {
     let folder = tempfile::tempdir().unwrap();
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let data = folder.path().join("text");
+    std::fs::write(&data, text()).unwrap();
     let options = Options {
         bundle: Model::open(model).unwrap().inject(&Policy::parse(policy).unwrap(), Platform::Cpu).unwrap(),
         policy: None,
-        data: ["src", "crates", "passes"].map(|part| root.join(part)).to_vec(),
+        data: vec![data],
         steps,
         seed: 0,
         corruption,
@@ -75,7 +101,7 @@ fn a_spoilt_batch_is_refused_and_costs_no_more_than_its_step() {
 
     assert_eq!(clean.held_out_before, spoilt.held_out_before, "held-out text was spoilt");
     let [clean, spoilt] = [clean, spoilt].map(|summary| summary.held_out_after.unwrap());
-    assert!((spoilt / clean - 1.0).abs() < 0.02, "held-out loss {clean} without, {spoilt} with a spoilt batch");
+    assert!((spoilt / clean - 1.0).abs() < 0.04, "held-out loss {clean} without, {spoilt} with a spoilt batch");
 }
 
 /// The mean loss of some steps.
@@ -86,7 +112,7 @@ fn mean(steps: &[StepRecord]) -> f64 {
 #[test]
 fn a_spike_in_the_learning_rate_is_returned_from() {
     // The schedule of `gpt-nano-spike` is 30 times too high from step 100 to 119.
-    const STEPS: u64 = 135;
+    const STEPS: u64 = 150;
     let rollback =
         "[gate.norm]\nmultiple = 2.0\nwarmup = 20\n[rollback]\nkind = \"snapshot\"\npatience = 3\nrefresh = 25\n";
     let (steps, returned) = train(&model("gpt-nano-spike"), rollback, STEPS, None);
@@ -94,12 +120,12 @@ fn a_spike_in_the_learning_rate_is_returned_from() {
     assert!(told.rollbacks >= 1 && told.snapshots >= 3, "{told:?}");
     assert_eq!(returned.gates.unwrap().rolled_back, told.rollbacks);
     let before = mean(&steps[85..95]);
-    let after = mean(&steps[125..]);
+    let after = mean(&steps[140..]);
     assert!(after < 1.1 * before, "the loss was {before} before the spike, and is {after} after it");
 
     let (steps, broken) = train(&model("gpt-nano-spike"), "[gate.norm]\nenabled = false\n", STEPS, None);
-    assert!(mean(&steps[125..]) > 1.2 * before, "the spike does no harm, so this tests nothing");
-    assert!(returned.held_out_after.unwrap() < 0.95 * broken.held_out_after.unwrap());
+    assert!(mean(&steps[140..]) > 1.2 * before, "the spike does no harm, so this tests nothing");
+    assert!(returned.held_out_after.unwrap() < 0.9 * broken.held_out_after.unwrap());
 }
 
 #[test]
