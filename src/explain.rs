@@ -159,7 +159,9 @@ fn tell(
     control: &ControlRecord,
     before: Option<&ControlRecord>,
 ) -> std::fmt::Result {
-    let loss = record.loss.map_or("not finite".to_owned(), |loss| format!("{loss:.4} {}", run.loss_unit));
+    let loss = record
+        .loss
+        .map_or("not finite".to_owned(), |loss| format!("{loss:.4} {}", run.loss_unit).trim_end().to_owned());
     let outcome = if control.gate.is_none() { "its update was applied" } else { "its update was refused" };
     writeln!(text, "Step {} of {}: {outcome}. Loss {loss}.\n", record.step, run.model)?;
     if let Some(fault) = record.fault {

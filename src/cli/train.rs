@@ -21,7 +21,8 @@ pub(super) struct Arguments {
     model: PathBuf,
     #[command(flatten)]
     reading: Reading,
-    /// Files and folders of text; folders give all text files below them.
+    /// Files and folders: text, or arrays (.npz, .npy, .safetensors) named like the batch inputs of the step. Folders give all
+    /// such files below them.
     #[arg(long, num_args = 1.., required = true, value_name = "PATH")]
     data: Vec<PathBuf>,
     /// Number of steps.

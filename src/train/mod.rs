@@ -26,7 +26,7 @@ use crate::data::DataError;
 use crate::engine::EngineError;
 use crate::files::WriteError;
 
-pub use batch::{BatchMaker, decode_scalar};
+pub use batch::{BatchArray, BatchMaker, decode_scalar, upload};
 pub use corruption::{Corruption, Fault, Share, ShareError};
 pub use run_folder::{FORMAT_VERSION as RUN_FORMAT_VERSION, RunFolder, RunFolderError};
 pub use setup::{ControllerArray, InitialState, Options, Setup, TelemetryReader, controller_arrays};
@@ -332,6 +332,12 @@ pub enum TrainError {
     /// The data.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// Arrays are not spoilt on purpose.
+    #[error(
+        "--corrupt spoils text, and these data are arrays: what their values mean, and so what is wrong with them, is not known; \
+         spoil a copy of the arrays instead"
+    )]
+    CorruptArrays,
     /// The device.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -448,9 +454,9 @@ impl Trainer {
     ///
     /// Where the device fails.
     pub fn held_out_loss(&mut self) -> Result<Option<f64>, TrainError> {
-        let Setup { evaluator, batches, stepper, split, .. } = &mut self.setup;
+        let Setup { engine, evaluator, batches, stepper, .. } = &mut self.setup;
         Ok(match evaluator {
-            Some(evaluator) => batches.held_out_loss(evaluator, stepper, split)?,
+            Some(evaluator) => batches.held_out_loss(engine, evaluator, stepper)?,
             None => None,
         })
     }
@@ -514,8 +520,9 @@ impl Trainer {
 
     fn launch(&mut self) -> Result<(u64, Launched), TrainError> {
         let step = self.next;
-        let batch = self.setup.batches.training(&self.setup.split, self.setup.seed, step)?;
-        let launched = self.setup.stepper.launch(&[batch])?;
+        let Setup { engine, batches, stepper, .. } = &mut self.setup;
+        let batch = upload(engine, &batches.training(step..step + 1, 0))?;
+        let launched = stepper.launch(&batch)?;
         self.next += 1;
         Ok((step, launched))
     }

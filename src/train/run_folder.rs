@@ -57,12 +57,10 @@ pub(super) struct RunDescription<'a> {
 }
 
 #[derive(Debug, Serialize)]
-pub(super) struct DataDescription {
-    pub(super) paths: Vec<String>,
-    pub(super) files: usize,
-    pub(super) bytes: usize,
-    pub(super) training_bytes: usize,
-    pub(super) held_out_bytes: usize,
+#[serde(untagged)]
+pub(super) enum DataDescription {
+    Text { paths: Vec<String>, files: usize, bytes: usize, training_bytes: usize, held_out_bytes: usize },
+    Arrays { paths: Vec<String>, files: usize, examples: usize, training_examples: usize, held_out_examples: usize },
 }
 
 #[derive(Debug, Serialize)]

@@ -15,13 +15,12 @@ use pjrt::{Buffer, Executable, ExecuteOptions};
 
 use super::batch::BatchMaker;
 use super::corruption::Corruption;
-use super::run_folder::{DataDescription, FORMAT_VERSION, PluginDescription, RunDescription, RunFolder};
+use super::run_folder::{FORMAT_VERSION, PluginDescription, RunDescription, RunFolder};
 use super::stepper::{Evaluator, Stepper, device};
 use super::{ControlRecord, Observer, TrainError};
 use crate::bundle::manifest::OutputRole;
 use crate::bundle::{Bundle, Dtype, check};
 use crate::cache::CompileCache;
-use crate::data::{Corpus, Split};
 use crate::engine::{Engine, EngineError};
 use crate::files;
 use crate::isolate::Worker;
@@ -33,11 +32,11 @@ pub struct Options {
     pub bundle: Bundle,
     /// Other policy numbers than those that the controller was injected with.
     pub policy: Option<Policy>,
-    /// Files and folders of text.
+    /// Files and folders of text, or of arrays.
     pub data: Vec<PathBuf>,
     /// Number of steps.
     pub steps: u64,
-    /// Seeds the initial state and the order of windows.
+    /// Seeds the initial state and the order of the data.
     pub seed: u32,
     /// Training batches to spoil on purpose.
     pub corruption: Option<Corruption>,
@@ -66,13 +65,9 @@ pub struct Setup {
     pub evaluator: Option<Evaluator>,
     /// Makes the batches.
     pub batches: BatchMaker,
-    /// The text.
-    pub split: Split,
     /// Where the run is recorded.
     pub folder: RunFolder,
-    /// Seeds the order of windows.
-    pub seed: u64,
-    /// Unit of the losses.
+    /// Unit of the losses; empty where the bundle does not say.
     pub loss_unit: String,
     /// Where the loss is among the arrays that the host reads, and its type.
     pub loss: Option<(usize, PrimitiveType)>,
@@ -144,18 +139,13 @@ impl Setup {
         reached("model ready");
         let untrainable =
             |what: &str| TrainError::Untrainable { bundle: bundle.folder.display().to_string(), what: what.to_owned() };
-        let data = manifest.data.as_ref().ok_or_else(|| {
-            untrainable(
-                "its manifest has no `data`, so nobody knows how to make a batch; export it with `data=\"bytes\"`",
-            )
-        })?;
         let (Some(init), Some(init_module)) = (&manifest.init, bundle.init_module()?) else {
             return Err(untrainable(
                 "it has no `init`, so there is no initial state; export it with an `init` function",
             ));
         };
         let eval_module = bundle.eval_module()?;
-        let split = Split::new(Corpus::open(&options.data)?, data.window)?;
+        let batches = BatchMaker::open(bundle, &options.data, u64::from(options.seed), options.corruption)?;
 
         reached("data open");
         let engine = Engine::open(&options.plugin)?;
@@ -208,9 +198,6 @@ impl Setup {
         }
         reached("initial state launched");
         let stepper = Stepper::new(step, manifest, state)?;
-        let batches = BatchMaker::new(&engine, manifest, data)
-            .ok_or_else(|| untrainable("its batch input is missing"))?
-            .with_corruption(options.corruption);
         let telemetry = manifest.controller.as_ref().and_then(|controller| {
             let is_telemetry =
                 |&output: &usize| manifest.outputs.get(output).is_some_and(|o| o.role == OutputRole::Telemetry);
@@ -222,6 +209,7 @@ impl Setup {
             Some((position, output.dtype.primitive()))
         });
 
+        let loss_unit = manifest.data.as_ref().map(|data| data.loss_unit.clone()).unwrap_or_default();
         let folder = RunFolder::create(options.out.as_deref(), &manifest.name)?;
         folder.describe(&RunDescription {
             format_version: FORMAT_VERSION,
@@ -235,14 +223,8 @@ impl Setup {
             seed: options.seed,
             steps: options.steps,
             corruption: options.corruption.as_ref(),
-            loss_unit: &data.loss_unit,
-            data: DataDescription {
-                paths: options.data.iter().map(|p| p.display().to_string()).collect(),
-                files: split.corpus().files().len(),
-                bytes: split.corpus().len(),
-                training_bytes: split.training_len(),
-                held_out_bytes: split.held_out_len(),
-            },
+            loss_unit: &loss_unit,
+            data: batches.describe(&options.data),
             plugin: PluginDescription {
                 path: engine.plugin().path().display().to_string(),
                 api_version: engine.plugin().api_version().to_string(),
@@ -250,8 +232,7 @@ impl Setup {
             },
         })?;
         reached("run folder made");
-        let (seed, loss_unit) = (u64::from(options.seed), data.loss_unit.clone());
-        Ok(Self { engine, stepper, initial, evaluator, batches, split, folder, seed, loss_unit, loss, telemetry })
+        Ok(Self { engine, stepper, initial, evaluator, batches, folder, loss_unit, loss, telemetry })
     }
 }
 

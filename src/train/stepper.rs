@@ -122,6 +122,14 @@ impl Stepper {
         Ok(Launched { copies })
     }
 
+    /// The current value of input `index`, which for a batch input is in `batch`.
+    fn argument<'a>(&'a self, index: usize, batch: &'a [Buffer]) -> Option<&'a Buffer> {
+        match self.sources.get(index)? {
+            Source::State => self.state(index),
+            Source::Batch(n) => batch.get(*n),
+        }
+    }
+
     /// The current value of input `index`; `None` for a batch input.
     #[must_use]
     pub fn state(&self, index: usize) -> Option<&Buffer> {
@@ -192,13 +200,14 @@ impl Evaluator {
         self.loss_type
     }
 
-    /// Starts computing the loss of the stepper's present state on one batch. The state stays as it is.
+    /// Starts computing the loss of the stepper's present state on a batch, whose arrays are those of a step. The state stays
+    /// as it is.
     ///
     /// # Errors
     ///
     /// Where the launch is refused.
-    pub fn launch(&self, stepper: &Stepper, batch: &Buffer) -> Result<Launched, EngineError> {
-        let arguments: Vec<&Buffer> = self.inputs.iter().map(|&i| stepper.state(i).unwrap_or(batch)).collect();
+    pub fn launch(&self, stepper: &Stepper, batch: &[Buffer]) -> Result<Launched, EngineError> {
+        let arguments: Vec<&Buffer> = self.inputs.iter().filter_map(|&i| stepper.argument(i, batch)).collect();
         let options = ExecuteOptions { non_donatable_inputs: (0..arguments.len()).collect(), ..Default::default() };
         let execution =
             self.executable.execute(&[arguments], &options).map_err(device("launching the evaluation failed"))?;

@@ -7,6 +7,7 @@
 mod audit;
 mod broken;
 mod cache;
+mod data;
 mod diff;
 mod happy;
 mod inputs;

@@ -80,7 +80,9 @@ def export_bundle(
       state_outputs: positions of their successors among the step's outputs; by default found by tree and shapes.
       loss: path of the loss among the outputs (`result[2]`, or its end: `['loss']`); by default the scalar float.
       roles: path prefix to `param`, `opt`, `rng` or `state`, where names do not say it (`{"state.ema": "state"}`).
-      data: "bytes" or "tokens" when the batch is one integer array [batch, window] of consecutive token ids.
+      data: "bytes" or "tokens" when the batch is one integer array [batch, window] of consecutive token ids. None for
+        any other batch: `entropic train` feeds it from arrays with the names of its leaves, whose first dimension
+        counts examples.
       vocab: number of token ids; 256 for bytes.
       donate: whether the state's buffers are donated. By default yes, and a jitted `step` keeps what it declares.
       platform: the platform to lower for ("cpu", "cuda", "tpu"). Steps of plain operations lower alike for all.

@@ -2,61 +2,13 @@
 //!
 //! [`Corpus`] joins the bytes of files in a fixed order. [`Split`] sets a tenth of
 //! it aside, in blocks spread over the text. [`Split::training_window`] is a pure function of seed, step
-//! and row: the same seed gives the same order whatever ran before, so that a run can be repeated and resumed.
-//!
-//! Files must not shrink while they are in use: they are mapped, and the system
-//! ends a process that reads a mapping beyond the end of its file.
+//! and row.
 
-use std::fs;
-use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use mmap_io::MemoryMappedFile;
-use thiserror::Error;
-
-/// Files below this size are read rather than mapped: a mapping costs at least a page and an entry in the kernel's table.
-const MAP_FROM: u64 = 64 * 1024;
-
-/// Names of folders that are never entered: build products and things that nobody wrote.
-const SKIPPED_FOLDERS: &[&str] = &["target", "node_modules", "__pycache__", "runs"];
-
-/// How much of the head of a file decides whether it is text.
-const SNIFFED: u64 = 8 * 1024;
-
-/// One part in so many is held out.
-const HELD_OUT: usize = 10;
-
-/// Why there is no data to train on.
-#[derive(Debug, Error)]
-pub enum DataError {
-    /// A path that cannot be read.
-    #[error("cannot read the data {}: {source}", path.display())]
-    Read {
-        /// The path.
-        path: PathBuf,
-        /// What the system says.
-        source: io::Error,
-    },
-    /// Nothing there.
-    #[error("there is no data: {}; name files that are not empty, or folders with text files", what)]
-    Empty {
-        /// What was found.
-        what: String,
-    },
-    /// Too little to cut windows from.
-    #[error(
-        "the data has {bytes} bytes, and a window has {window}; at least {needed} bytes are needed, for one window to train on \
-         and one held out; give more files"
-    )]
-    TooShort {
-        /// Bytes there are.
-        bytes: usize,
-        /// Bytes of a window.
-        window: usize,
-        /// Bytes needed.
-        needed: usize,
-    },
-}
+use super::files::{self, Bytes, Wanted};
+use super::parts::Parts;
+use super::{DataError, below, mix};
 
 /// The bytes of files, joined in a fixed order.
 #[derive(Debug)]
@@ -73,12 +25,6 @@ struct File {
     bytes: Bytes,
 }
 
-#[derive(Debug)]
-enum Bytes {
-    Read(Vec<u8>),
-    Mapped(MemoryMappedFile),
-}
-
 impl Corpus {
     /// Opens files, and folders with all text files below them.
     ///
@@ -89,35 +35,17 @@ impl Corpus {
     ///
     /// Where a path cannot be read, or nothing is found.
     pub fn open(paths: &[PathBuf]) -> Result<Self, DataError> {
-        let mut found = Vec::new();
-        for path in paths {
-            let info = fs::metadata(path).map_err(|source| DataError::Read { path: path.clone(), source })?;
-            if info.is_dir() {
-                collect(path, &mut found)?;
-            } else {
-                found.push(path.clone());
-            }
-        }
+        let found = files::find(paths, Wanted::Text)?;
         let mut corpus = Self { files: Vec::new(), len: 0 };
         for path in &found {
-            let bytes = open(path).map_err(|source| DataError::Read { path: path.clone(), source })?;
+            let bytes = Bytes::open(path)?;
             let length = bytes.as_slice().len();
             if length > 0 {
                 corpus.files.push(File { path: path.clone(), start: corpus.len, bytes });
                 corpus.len += length;
             }
         }
-        if corpus.len > 0 {
-            return Ok(corpus);
-        }
-        let named = paths.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ");
-        Err(DataError::Empty {
-            what: match (paths.is_empty(), found.is_empty()) {
-                (true, _) => "no path was given".to_owned(),
-                (false, true) => format!("{named} has no text files"),
-                (false, false) => format!("{named} has no bytes"),
-            },
-        })
+        if corpus.len > 0 { Ok(corpus) } else { Err(DataError::empty(paths, &found, "text files")) }
     }
 
     /// Number of bytes.
@@ -156,24 +84,6 @@ impl Corpus {
     }
 }
 
-impl Bytes {
-    fn as_slice(&self) -> &[u8] {
-        match self {
-            Self::Read(bytes) => bytes,
-            Self::Mapped(map) => map.as_slice_bytes(0, map.len()).unwrap_or_default(),
-        }
-    }
-}
-
-/// A range of positions in the corpus.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Segment {
-    start: usize,
-    len: usize,
-    /// Window starts in all segments before this one.
-    starts_before: u64,
-}
-
 /// The corpus cut into a part to train on and a part held out.
 ///
 /// The text is cut into blocks of equal size and every tenth is held out, so that the held-out part is like the
@@ -181,10 +91,7 @@ struct Segment {
 #[derive(Debug)]
 pub struct Split {
     corpus: Corpus,
-    window: usize,
-    training: Vec<Segment>,
-    training_starts: u64,
-    held_out: Vec<Segment>,
+    parts: Parts,
 }
 
 impl Split {
@@ -201,24 +108,8 @@ impl Split {
         }
         // A block holds several windows, since those across its border are lost.
         let block = window.saturating_mul(16).max(4096);
-        let blocks = corpus.len / block;
-        let (mut training, mut held_out) = (Vec::new(), Vec::new());
-        if blocks < HELD_OUT {
-            let held = (corpus.len / HELD_OUT).max(window);
-            training.push((0, corpus.len - held));
-            held_out.push((corpus.len - held, held));
-        } else {
-            let mut start = 0;
-            for index in (HELD_OUT - 1..blocks).step_by(HELD_OUT) {
-                training.push((start, index * block - start));
-                held_out.push((index * block, block));
-                start = (index + 1) * block;
-            }
-            training.push((start, corpus.len - start));
-        }
-        let (training, training_starts) = segments(&training, window);
-        let (held_out, _) = segments(&held_out, window);
-        Ok(Self { corpus, window, training, training_starts, held_out })
+        let parts = Parts::new(corpus.len, window, block);
+        Ok(Self { corpus, parts })
     }
 
     /// The whole text.
@@ -230,120 +121,42 @@ impl Split {
     /// Bytes to train on.
     #[must_use]
     pub fn training_len(&self) -> usize {
-        self.training.iter().map(|s| s.len).sum()
+        self.parts.training.len()
     }
 
     /// Bytes held out.
     #[must_use]
     pub fn held_out_len(&self) -> usize {
-        self.held_out.iter().map(|s| s.len).sum()
+        self.parts.held_out.len()
     }
 
     /// Fills `target` with a window to train on: uniform over all positions, drawn anew for each row of each step.
     ///
     /// `target` has the length of a window.
     pub fn training_window(&self, seed: u64, step: u64, row: u64, target: &mut [u8]) {
-        let draw = below(mix(mix(mix(seed) ^ step) ^ row), self.training_starts);
-        let after = self.training.partition_point(|s| s.starts_before <= draw);
-        if let Some(segment) = self.training.get(after.saturating_sub(1)) {
-            let offset = usize::try_from(draw - segment.starts_before).unwrap_or(0);
-            self.corpus.copy(segment.start + offset, target);
-        }
+        let training = &self.parts.training;
+        let draw = below(mix(mix(mix(seed) ^ step) ^ row), training.starts());
+        self.corpus.copy(training.start(draw), target);
     }
 
     /// Number of held-out windows that do not overlap.
     #[must_use]
     pub fn held_out_windows(&self) -> usize {
-        self.held_out.iter().map(|s| s.len / self.window).sum()
+        self.parts.held_out.windows()
     }
 
     /// Fills `target` with held-out window `index`, counted modulo [`Split::held_out_windows`].
     pub fn held_out_window(&self, index: usize, target: &mut [u8]) {
-        let mut index = index % self.held_out_windows().max(1);
-        for segment in &self.held_out {
-            let count = segment.len / self.window;
-            if index < count {
-                self.corpus.copy(segment.start + index * self.window, target);
-                return;
-            }
-            index -= count;
-        }
+        self.corpus.copy(self.parts.held_out.window(index), target);
     }
-}
-
-/// Segments that hold a window, and the number of window starts in all of them.
-fn segments(ranges: &[(usize, usize)], window: usize) -> (Vec<Segment>, u64) {
-    let mut starts = 0;
-    let mut segments = Vec::new();
-    for &(start, len) in ranges.iter().filter(|&&(_, len)| len >= window) {
-        segments.push(Segment { start, len, starts_before: starts });
-        starts += (len - window + 1) as u64;
-    }
-    (segments, starts)
-}
-
-/// The finalizer of SplitMix64: a fixed bijection whose output looks random. Changing it changes every run.
-pub(crate) fn mix(x: u64) -> u64 {
-    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
-}
-
-/// Maps a random number to `0..bound` by its high bits; the bias is below `bound / 2^64`.
-pub(crate) fn below(random: u64, bound: u64) -> u64 {
-    ((u128::from(random) * u128::from(bound)) >> 64) as u64
-}
-
-fn open(path: &Path) -> io::Result<Bytes> {
-    let info = fs::metadata(path)?;
-    // Pipes and devices have no length to map.
-    if !info.is_file() || info.len() < MAP_FROM {
-        return fs::read(path).map(Bytes::Read);
-    }
-    MemoryMappedFile::open_ro(path).map(Bytes::Mapped).map_err(io::Error::other)
-}
-
-fn collect(folder: &Path, found: &mut Vec<PathBuf>) -> Result<(), DataError> {
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        |source| DataError::Read { path, source }
-    };
-    let mut entries = fs::read_dir(folder)
-        .and_then(|entries| entries.map(|e| Ok(e?.path())).collect::<io::Result<Vec<_>>>())
-        .map_err(failed(folder))?;
-    entries.sort();
-    for path in entries {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let info = fs::symlink_metadata(&path).map_err(failed(&path))?;
-        if name.starts_with('.') {
-            continue;
-        }
-        if info.is_dir() {
-            if !SKIPPED_FOLDERS.contains(&name.as_ref()) {
-                collect(&path, found)?;
-            }
-        } else if info.is_file() && is_text(&path).map_err(failed(&path))? {
-            found.push(path);
-        }
-    }
-    Ok(())
-}
-
-/// Whether the head of a file is UTF-8 without zero bytes; a character cut off at the end of the head is fine.
-fn is_text(path: &Path) -> io::Result<bool> {
-    let mut head = Vec::new();
-    fs::File::open(path)?.take(SNIFFED).read_to_end(&mut head)?;
-    let utf8 = match std::str::from_utf8(&head) {
-        Ok(_) => true,
-        Err(e) => e.error_len().is_none() && head.len() as u64 == SNIFFED,
-    };
-    Ok(utf8 && !head.contains(&0))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::data::files::MAP_FROM;
 
     fn write(folder: &Path, name: &str, bytes: &[u8]) -> PathBuf {
         let path = folder.join(name);
@@ -417,8 +230,8 @@ mod tests {
             let corpus = Corpus::open(&[write(folder.path(), "text", &noise(length))]).unwrap();
             let split = Split::new(corpus, window).unwrap();
             let mut role = vec![0u8; length];
-            for (segments, mark) in [(&split.training, 1), (&split.held_out, 2)] {
-                for s in segments.iter() {
+            for (segments, mark) in [(&split.parts.training, 1), (&split.parts.held_out, 2)] {
+                for s in &segments.all {
                     assert!(s.len >= window);
                     role[s.start..s.start + s.len].iter_mut().for_each(|r| *r |= mark);
                 }
@@ -462,12 +275,5 @@ mod tests {
             quarters[position * 4 / text.len()] += 1;
         }
         assert!(quarters.iter().all(|&q| (850..1150).contains(&q)), "{quarters:?}");
-    }
-
-    #[test]
-    fn the_order_of_windows_is_pinned() {
-        // Published runs are repeated by their seed: these numbers must not change.
-        assert_eq!(mix(0), 0xe220_a839_7b1d_cdaf);
-        assert_eq!([mix(1), mix(2), mix(3)].map(|r| below(r, 1000)), [566, 591, 113]);
     }
 }
