@@ -103,7 +103,8 @@ pub(crate) fn holds_only_arrays(paths: &[PathBuf]) -> Result<bool, DataError> {
     for path in paths {
         let one = std::slice::from_ref(path);
         let arrays = if path.is_dir() {
-            find(one, Wanted::Text)?.is_empty() && !find(one, Wanted::Arrays)?.is_empty()
+            // Names are cheaper to look at than contents.
+            !find(one, Wanted::Arrays)?.is_empty() && find(one, Wanted::Text)?.is_empty()
         } else {
             ArrayFormat::of(path).is_some()
         };

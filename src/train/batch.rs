@@ -12,7 +12,7 @@ use hlo::PrimitiveType;
 
 use crate::bundle::manifest::{Data, Input, InputRole, Manifest};
 use crate::bundle::{Bundle, Dtype};
-use crate::data::{ArrayFormat, Corpus, Examples, Field, Split, holds_only_arrays};
+use crate::data::{ArrayError, ArrayFormat, Corpus, DataError, Examples, Field, Split, holds_only_arrays};
 use crate::engine::{Engine, EngineError};
 
 use super::corruption::{Corruption, Fault};
@@ -86,7 +86,10 @@ impl BatchMaker {
     ) -> Result<Self, TrainError> {
         let manifest = &bundle.manifest;
         let (source, rows) = match &manifest.data {
-            Some(data) if !holds_only_arrays(paths)? => (Source::text(manifest, data, paths)?, data.batch),
+            Some(data) if !holds_only_arrays(paths)? => {
+                refuse_arrays(paths)?;
+                (Source::text(manifest, data, paths)?, data.batch)
+            }
             data => {
                 if data.is_none() {
                     refuse_text(bundle, paths)?;
@@ -227,8 +230,8 @@ impl BatchMaker {
     }
 
     fn made(&self, shape: impl Fn(&BatchInput) -> &Vec<i64>) -> Vec<BatchArray<'_>> {
-        let array = |(input, bytes)| BatchArray { bytes, dtype: BatchInput::dtype(input), shape: shape(input) };
-        self.inputs.iter().zip(self.bytes.iter().map(Vec::as_slice)).map(array).collect()
+        let arrays = self.inputs.iter().zip(&self.bytes);
+        arrays.map(|(input, bytes)| BatchArray { bytes, dtype: input.dtype, shape: shape(input) }).collect()
     }
 }
 
@@ -238,12 +241,6 @@ impl Source {
         let split = Split::new(Corpus::open(paths)?, data.window)?;
         let width = usize::try_from(bits.div_ceil(8)).unwrap_or(1);
         Ok(Self::Text { split, window: vec![0; data.window], width })
-    }
-}
-
-impl BatchInput {
-    fn dtype(&self) -> Dtype {
-        self.dtype
     }
 }
 
@@ -330,6 +327,17 @@ fn refuse_text(bundle: &Bundle, paths: &[PathBuf]) -> Result<(), TrainError> {
             inputs.join(", ")
         ),
     ))
+}
+
+/// Refuses files of arrays beside text: their bytes would be trained on as if they were text.
+fn refuse_arrays(paths: &[PathBuf]) -> Result<(), DataError> {
+    match paths.iter().find(|path| path.is_file() && ArrayFormat::of(path).is_some()) {
+        None => Ok(()),
+        Some(path) => {
+            let message = "it holds arrays, and other paths hold text; give one kind of data";
+            Err(ArrayError::new(path.display(), message).into())
+        }
+    }
 }
 
 fn untrainable(bundle: &Bundle, what: String) -> TrainError {

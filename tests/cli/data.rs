@@ -105,7 +105,7 @@ fn windows_of_tokens_may_come_as_an_array() {
 fn arrays_that_do_not_fit_are_refused_before_anything_is_compiled() {
     let at = super::workplace();
     points(&at.path().join("points.npz"), 100);
-    points(&at.path().join("few.npz"), 17);
+    points(&at.path().join("few.npz"), 16);
     let npz = fs::read(at.path().join("points.npz")).unwrap();
     fs::write(at.path().join("cut.npz"), &npz[..npz.len() / 2]).unwrap();
     let classifier = bundle("classifier").display().to_string();
@@ -114,8 +114,9 @@ fn arrays_that_do_not_fit_are_refused_before_anything_is_compiled() {
         (train(&classifier, "text"), &["classifier", "no `data`", "text is no .npz", "batch['label']"][..]),
         (train(&classifier, "none.npz"), &["none.npz", "No such file"]),
         (train(&classifier, "cut.npz"), &["cut.npz", "truncated"]),
-        (train(&classifier, "few.npz"), &["few.npz", "17 examples", "takes 16"]),
+        (train(&classifier, "few.npz"), &["few.npz", "16 examples, 15 of them to train on", "takes 16"]),
         (train(&classifier, "mlp"), &["no data", "mlp", "files with arrays"]),
+        (train("mlp", "text points.npz"), &["points.npz", "holds arrays", "one kind"]),
         (train("mlp", "points.npz"), &["points.npz", "tokens", "there are: point, label"]),
         (train(&classifier, "points.npz --corrupt 0.1"), &["--corrupt", "these data are arrays"]),
     ] {

@@ -14,7 +14,6 @@ mod npy;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -42,7 +41,7 @@ pub struct ArrayError {
 }
 
 impl ArrayError {
-    pub(super) fn new(place: impl fmt::Display, message: impl Into<String>) -> Self {
+    pub(crate) fn new(place: impl fmt::Display, message: impl Into<String>) -> Self {
         Self { place: place.to_string(), message: message.into() }
     }
 }
@@ -107,10 +106,10 @@ impl Examples {
         }
         let mut columns: Vec<Column> = fields.iter().map(|_| Column::default()).collect();
         let inputs: Vec<&str> = fields.iter().map(|f| f.name.as_str()).collect();
-        let mut open = found.iter().map(|path| ArrayFile::open(path)).collect::<Result<VecDeque<_>, _>>()?;
+        let open = found.iter().map(|path| ArrayFile::open(path)).collect::<Result<Vec<_>, _>>()?;
         let files = open.len();
         one_kind(&open, &inputs)?;
-        while let Some(mut file) = open.pop_front() {
+        for mut file in open {
             if file.is_single() && inputs.len() > 1 {
                 add_single(&mut columns, &mut file, fields, &inputs)?;
             } else {
@@ -194,6 +193,9 @@ impl Column {
         if shape != field.shape {
             return Err(format!("its examples are {} {shape:?}, and {field}", stored.dtype.name()));
         }
+        if shape.contains(&0) {
+            return Err(format!("its examples are {} {shape:?}: they have no elements", stored.dtype.name()));
+        }
         let cast = Cast::new(stored.dtype, field.dtype).ok_or_else(|| {
             let (from, to) = (stored.dtype.name(), field.dtype.name());
             format!("it is {from}, and {field}: values could be lost, so convert it to {to} yourself")
@@ -214,7 +216,7 @@ impl Column {
 }
 
 /// Several inputs are fed either by files of one array each or by files that have all of them: else parts would not match.
-fn one_kind(files: &VecDeque<ArrayFile>, inputs: &[&str]) -> Result<(), ArrayError> {
+fn one_kind(files: &[ArrayFile], inputs: &[&str]) -> Result<(), ArrayError> {
     let single = files.iter().find(|f| f.is_single());
     let whole = files.iter().find(|f| !f.is_single());
     match (single, whole) {

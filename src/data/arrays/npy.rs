@@ -77,10 +77,10 @@ fn dtype(descr: &str) -> Result<Dtype, String> {
             Some('O') => "holds Python objects",
             Some('U' | 'S' | 'a') => "holds text",
             Some('M' | 'm') => "holds dates or times",
-            Some('V') => "holds bytes of a type that numpy has no name for; a safetensors file keeps the type",
+            Some('V') => "is of a type that numpy has no name for, which a safetensors file keeps",
             _ => "is of a type that no input has",
         };
-        format!("it {what} ({descr})")
+        format!("it {what} ({descr}), and inputs take numbers and truth values")
     })
 }
 

@@ -263,6 +263,15 @@ fn what_is_wrong_is_said_with_file_array_and_numbers() {
 }
 
 #[test]
+fn examples_without_elements_are_none() {
+    // However many of them a header promises, they take no room in the file.
+    let folder = workplace(&[("x.npy", npy::<f32>(&[999_999_999_999, 0], &[]))]);
+    let fields = [field("x", PrimitiveType::F32, &[0])];
+    let error = Examples::open(&[folder.path().join("x.npy")], &fields, 0, 1).unwrap_err().to_string();
+    assert!(error.contains("float32 [0]: they have no elements"), "{error}");
+}
+
+#[test]
 fn a_step_needs_its_examples() {
     let at = workplace(&[("x.npz", both(0..40))]);
     let paths = [at.path().join("x.npz")];
