@@ -55,8 +55,8 @@ struct BatchInput {
     dtype: Dtype,
     /// Dimensions of what one step takes.
     step: Vec<i64>,
-    /// Dimensions of what one launch takes.
-    launch: Vec<i64>,
+    /// Dimensions of the batch made last.
+    made: Vec<i64>,
 }
 
 /// The array for one batch input, dense, row-major and little-endian.
@@ -103,10 +103,9 @@ impl BatchMaker {
             }
         };
         let inputs: Vec<_> = batch_inputs(manifest)
-            .map(|input| BatchInput {
-                dtype: input.dtype,
-                step: step_shape(manifest, input).to_vec(),
-                launch: input.shape.clone(),
+            .map(|input| {
+                let step = step_shape(manifest, input).to_vec();
+                BatchInput { dtype: input.dtype, made: step.clone(), step }
             })
             .collect();
         let bytes = inputs.iter().map(|_| Vec::new()).collect();
@@ -119,10 +118,10 @@ impl BatchMaker {
         self.corruption.and_then(|corruption| corruption.fault(step))
     }
 
-    /// What one replica takes in a launch that does these steps: an array per batch input, in their order. Where a launch
-    /// does several steps, their batches follow each other.
+    /// What one replica takes in a launch that does these steps: an array per batch input, in their order. Where they are
+    /// several, their number is the first dimension, and their batches follow each other.
     pub fn training(&mut self, steps: Range<u64>, replica: usize) -> Vec<BatchArray<'_>> {
-        self.bytes.iter_mut().for_each(Vec::clear);
+        self.begin(steps.end.saturating_sub(steps.start));
         let first = replica.saturating_mul(self.rows);
         let global = self.replicas.saturating_mul(self.rows) as u128;
         for step in steps {
@@ -141,7 +140,7 @@ impl BatchMaker {
                 }
             }
         }
-        self.made(|input| &input.launch)
+        self.made()
     }
 
     /// Number of batches of an evaluation, a multiple of the number of replicas: all that is held out, or an evenly spread part
@@ -156,7 +155,7 @@ impl BatchMaker {
     /// the same data and global batch, however many replicas share it.
     pub fn held_out(&mut self, batch: usize) -> Vec<BatchArray<'_>> {
         let (there, total) = (self.held_out_rows(), self.held_out_batches() * self.rows.max(1));
-        self.bytes.iter_mut().for_each(Vec::clear);
+        self.begin(1);
         for row in (batch * self.rows..).take(self.rows) {
             let index = row * there / total;
             match &mut self.source {
@@ -167,7 +166,7 @@ impl BatchMaker {
                 Source::Arrays(examples) => examples.held_out(index, &mut self.bytes),
             }
         }
-        self.made(|input| &input.step)
+        self.made()
     }
 
     /// The mean loss over what is held out. `None` where it is not finite.
@@ -229,9 +228,19 @@ impl BatchMaker {
         }
     }
 
-    fn made(&self, shape: impl Fn(&BatchInput) -> &Vec<i64>) -> Vec<BatchArray<'_>> {
+    /// Makes room for the batches of that many steps.
+    fn begin(&mut self, steps: u64) {
+        self.bytes.iter_mut().for_each(Vec::clear);
+        let steps = i64::try_from(steps).ok().filter(|&steps| steps != 1);
+        for input in &mut self.inputs {
+            input.made.clear();
+            input.made.extend(steps.iter().chain(&input.step));
+        }
+    }
+
+    fn made(&self) -> Vec<BatchArray<'_>> {
         let arrays = self.inputs.iter().zip(&self.bytes);
-        arrays.map(|(input, bytes)| BatchArray { bytes, dtype: input.dtype, shape: shape(input) }).collect()
+        arrays.map(|(input, bytes)| BatchArray { bytes, dtype: input.dtype, shape: &input.made }).collect()
     }
 }
 
@@ -453,7 +462,10 @@ mod tests {
                 let steps = (6..9).map(|step| owned(&single.training(step..step + 1, replica)));
                 assert_eq!(joined(steps), launch, "{name}");
             }
-            assert_eq!(owned(&fused.held_out(0)), owned(&single.held_out(0)));
+            // What a launch of several does not reach is done in single steps.
+            let (rest, same) = (fused.training(9..10, 0), single.training(9..10, 0));
+            assert_eq!(rest, same);
+            assert_eq!(fused.held_out(0), single.held_out(0));
         }
     }
 
