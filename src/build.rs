@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use hlo::Module;
 use serde::{Deserialize, Serialize};
 
+use crate::bundle::manifest::Launch;
 use crate::engine::Engine;
 use crate::isolate::{IsolateError, Request, Task, TaskError, Worker};
 
@@ -19,6 +20,8 @@ use crate::isolate::{IsolateError, Request, Task, TaskError, Worker};
 pub struct Build {
     /// Absolute path of the plugin.
     pub plugin: PathBuf,
+    /// The devices that it is for.
+    pub launch: Launch,
     /// What the module is, for errors.
     pub what: String,
 }
@@ -51,8 +54,8 @@ impl Task for Build {
 
     fn run(&self, folder: &Path) -> Result<Built, TaskError> {
         let module = Module::import(&fs::read(folder.join(Self::MODULE))?)?;
-        let engine = Engine::open_file(&self.plugin)?;
-        let executable = engine.compile(&module, &self.what)?;
+        let engine = Engine::open_file(&self.plugin, self.launch)?;
+        let executable = engine.compile_spread(&module, &self.what)?;
         let Ok(bytes) = executable.compiled().serialize() else { return Ok(Built::NotSerializable) };
         fs::write(folder.join(Self::EXECUTABLE), bytes)?;
         Ok(Built::Serialized)
@@ -64,11 +67,17 @@ impl Task for Build {
 /// # Errors
 ///
 /// Where the module does not compile, whatever that does to the child.
-pub fn build(worker: &Worker, plugin: &Path, code: &[u8], what: &str) -> Result<Option<Vec<u8>>, IsolateError> {
+pub fn build(
+    worker: &Worker,
+    plugin: &Path,
+    code: &[u8],
+    launch: Launch,
+    what: &str,
+) -> Result<Option<Vec<u8>>, IsolateError> {
     let job = worker.job()?;
     job.write(Build::MODULE, code)?;
     let plugin = std::path::absolute(plugin).unwrap_or_else(|_| plugin.to_owned());
-    match job.run(&Build { plugin, what: what.to_owned() })? {
+    match job.run(&Build { plugin, launch, what: what.to_owned() })? {
         Built::Serialized => job.read(Build::EXECUTABLE).map(Some),
         Built::NotSerializable => Ok(None),
     }

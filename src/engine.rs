@@ -1,4 +1,4 @@
-//! A device with a compiler: the plugin, a client on it, and one device of that client.
+//! Devices with a compiler: the plugin, a client on it, and as many devices of that client as a launch takes.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use crate::build;
 use crate::bundle::Dtype;
+use crate::bundle::manifest::Launch;
 use crate::cache::{CompileCache, Key, Target};
 use crate::isolate::{IsolateError, Worker};
 use crate::plugin::{self, FindError, cuda};
@@ -21,6 +22,9 @@ use crate::target::Platform;
 /// execution to the next, and pack it anew only when its address changes. A donated parameter is updated in place, so
 /// that later steps would compute with the matrix of the first.
 const CPU_PACKS_WEIGHTS: &str = "xla_cpu_use_xnnpack";
+
+/// The option of the CPU plugin's client that says as how many devices it appears.
+const CPU_DEVICE_COUNT: &str = "cpu_device_count";
 
 /// The compiler flag that names the folder of CUDA's assembler and device library.
 const CUDA_DATA_DIR: &str = "xla_gpu_cuda_data_dir";
@@ -43,6 +47,21 @@ pub enum EngineError {
         source: pjrt::Error,
         /// What it may lack.
         hint: String,
+    },
+    /// The platform has fewer devices than are asked for.
+    #[error(
+        "{platform} has {found} device(s) here, and {replicas} replica(s) of {partitions} partition(s) need {}; ask for fewer \
+         replicas, or run it where there are more devices", u64::from(*replicas) * u64::from(*partitions)
+    )]
+    TooFewDevices {
+        /// The platform.
+        platform: String,
+        /// Devices that this process can use.
+        found: usize,
+        /// Replicas that are asked for.
+        replicas: u32,
+        /// Partitions of each.
+        partitions: u32,
     },
     /// The module breaks a rule; the compiler never saw it.
     #[error("{what} is not compiled, it breaks the rules of HLO: {source}")]
@@ -84,11 +103,13 @@ pub enum EngineError {
     },
 }
 
-/// One device of one plugin.
+/// The devices of one launch, of one plugin.
 #[derive(Debug, Clone)]
 pub struct Engine {
     client: Client,
+    /// The first device.
     device: Device,
+    launch: Launch,
     options: CompileOptions,
     cache: Option<(CompileCache, Target)>,
     programs: Arc<Programs>,
@@ -124,19 +145,41 @@ impl Engine {
     ///
     /// Where the plugin is missing, does not load, or has no device.
     pub fn open(given: &str) -> Result<Self, EngineError> {
-        Self::open_file(&plugin::find(given)?)
+        Self::open_for(given, Launch::default())
     }
 
-    /// Opens the first device of the plugin in that file.
+    /// Opens as many devices of the plugin that `given` names as a launch takes. A CPU is as many devices as are asked for.
     ///
     /// # Errors
     ///
-    /// Where it does not load, or has no device.
-    pub fn open_file(path: &Path) -> Result<Self, EngineError> {
+    /// As [`Engine::open`], and where there are fewer devices.
+    pub fn open_for(given: &str, launch: Launch) -> Result<Self, EngineError> {
+        Self::open_file(&plugin::find(given)?, launch)
+    }
+
+    /// The same, of the plugin in that file.
+    ///
+    /// # Errors
+    ///
+    /// Where it does not load, or has fewer devices.
+    pub fn open_file(path: &Path, launch: Launch) -> Result<Self, EngineError> {
         let hint = if cuda::is_plugin(path) { preload(&cuda::libraries(path)) } else { String::new() };
         let plugin = Plugin::load(path).map_err(EngineError::Load)?;
         let failed = |source| EngineError::Client { path: path.to_owned(), source, hint: hint.clone() };
+        let wanted = usize::try_from(launch.devices()).unwrap_or(usize::MAX);
         let client = Client::create(&plugin, &[]).map_err(failed)?;
+        let client = if wanted > client.addressable_devices().len() && client.platform_name() == "cpu" {
+            drop(client);
+            let count = i64::try_from(wanted).unwrap_or(i64::MAX);
+            Client::create(&plugin, &[(CPU_DEVICE_COUNT, count.into())]).map_err(failed)?
+        } else {
+            client
+        };
+        let found = client.addressable_devices().len();
+        if found < wanted {
+            let (platform, replicas) = (client.platform_name().to_owned(), launch.replicas.get());
+            return Err(EngineError::TooFewDevices { platform, found, replicas, partitions: launch.partitions.get() });
+        }
         let device = client.device(0).map_err(failed)?.clone();
         let mut options = CompileOptions::default();
         match client.platform_name() {
@@ -151,7 +194,7 @@ impl Engine {
             }
             _ => {}
         }
-        Ok(Self { client, device, options, cache: None, programs: Arc::default(), worker: None })
+        Ok(Self { client, device, launch, options, cache: None, programs: Arc::default(), worker: None })
     }
 
     /// Compiles in a child process from now on where the device can be shared with one, that is on the CPU: a module that
@@ -193,24 +236,45 @@ impl Engine {
         Platform::from_name(self.client.platform_name())
     }
 
-    /// Compiles a module that obeys the rules of HLO, or takes it from the cache. `what` names it in errors.
+    /// Devices of a launch.
+    #[must_use]
+    pub fn devices(&self) -> usize {
+        usize::try_from(self.launch.devices()).unwrap_or(usize::MAX)
+    }
+
+    /// Compiles a module that obeys the rules of HLO for the first device, or takes it from the cache. `what` names it in
+    /// errors.
     ///
     /// # Errors
     ///
     /// Where it breaks a rule or the compiler refuses it.
     pub fn compile(&self, module: &Module, what: &str) -> Result<Executable, EngineError> {
+        self.compile_for(module, Launch::default(), what)
+    }
+
+    /// The same for all devices of a launch.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engine::compile`].
+    pub fn compile_spread(&self, module: &Module, what: &str) -> Result<Executable, EngineError> {
+        self.compile_for(module, self.launch, what)
+    }
+
+    fn compile_for(&self, module: &Module, launch: Launch, what: &str) -> Result<Executable, EngineError> {
         hlo::verify::verify(module).map_err(|source| EngineError::Verify { what: what.to_owned(), source })?;
         let failed = |source| EngineError::Compile { what: what.to_owned(), source };
         let code = module.export();
+        let options = CompileOptions { num_replicas: launch.replicas.get() as usize, ..self.options.clone() };
         let entry = match &self.cache {
-            Some((cache, target)) => Some((cache, target.key(&code, &self.options.to_bytes().map_err(failed)?))),
+            Some((cache, target)) => Some((cache, target.key(&code, &options.to_bytes().map_err(failed)?))),
             None => None,
         };
         if let Some(executable) = entry.as_ref().and_then(|(cache, key)| self.load(cache, key, what)) {
             self.programs.cached.fetch_add(1, Ordering::Relaxed);
             return Ok(executable);
         }
-        if let Some(bytes) = self.build_apart(&code, what)? {
+        if let Some(bytes) = self.build_apart(&code, launch, what)? {
             let executable = self.client.deserialize_executable(&bytes).map_err(failed)?;
             self.programs.compiled.fetch_add(1, Ordering::Relaxed);
             if let Some((cache, key)) = &entry {
@@ -219,10 +283,11 @@ impl Engine {
             return Ok(executable);
         }
         let program = Program::hlo(&code);
-        let executable = match self.client.compile(&program, &self.options) {
+        let executable = match self.client.compile(&program, &options) {
             // A release of the plugin without that flag has no such weights.
             Err(error) if error.to_string().contains(CPU_PACKS_WEIGHTS) => {
-                self.client.compile(&program, &CompileOptions::default())
+                let flags = std::collections::BTreeMap::new();
+                self.client.compile(&program, &CompileOptions { env_option_overrides: flags, ..options })
             }
             compiled => compiled,
         }
@@ -238,9 +303,9 @@ impl Engine {
     }
 
     /// What a child makes of the module, in the plugin's serialized form; nothing where there is no child or no such form.
-    fn build_apart(&self, code: &[u8], what: &str) -> Result<Option<Vec<u8>>, EngineError> {
+    fn build_apart(&self, code: &[u8], launch: Launch, what: &str) -> Result<Option<Vec<u8>>, EngineError> {
         let Some(worker) = &self.worker else { return Ok(None) };
-        let built = build::build(worker, self.plugin().path(), code, what);
+        let built = build::build(worker, self.plugin().path(), code, launch, what);
         built.map_err(|source| EngineError::Apart { what: what.to_owned(), source })
     }
 
@@ -256,15 +321,26 @@ impl Engine {
         }
     }
 
-    /// Copies a dense row-major array to the device.
+    /// Copies a dense row-major array to the first device.
     ///
     /// # Errors
     ///
     /// Where the bytes do not fit the shape, or the device refuses.
     pub fn upload(&self, bytes: &[u8], dtype: Dtype, shape: &[i64]) -> Result<Buffer, EngineError> {
-        dtype
-            .element_type()
-            .and_then(|element_type| self.client.buffer_from_host(bytes, element_type, shape, &self.device))
+        self.upload_to(0, bytes, dtype, shape)
+    }
+
+    /// Copies a dense row-major array to the device of that number.
+    ///
+    /// # Errors
+    ///
+    /// Where there is no such device, the bytes do not fit the shape, or the device refuses.
+    pub fn upload_to(&self, device: usize, bytes: &[u8], dtype: Dtype, shape: &[i64]) -> Result<Buffer, EngineError> {
+        let element_type = dtype.element_type();
+        element_type
+            .and_then(|element_type| {
+                self.client.buffer_from_host(bytes, element_type, shape, self.client.device(device)?)
+            })
             .map_err(|source| EngineError::Device { what: "copying an array to the device failed", source })
     }
 }

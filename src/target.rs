@@ -62,7 +62,7 @@ impl Platform {
             Self::Cuda => (ReductionStyle::Variadic, PredicateStyle::Shared),
             Self::Tpu => (ReductionStyle::Separate, PredicateStyle::Plain),
         };
-        InjectOptions { reduction, predicate }
+        InjectOptions { reduction, predicate, replicas: None }
     }
 
     /// The known plugin for it.

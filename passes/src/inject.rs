@@ -7,6 +7,7 @@ use crate::append_state::AppendState;
 use crate::control::Control;
 use crate::discover::discover;
 use crate::gate::{Gate, PredicateStyle};
+use crate::gradient_all_reduce::{GradientAllReduce, Replicas};
 use crate::inline_calls::InlineCalls;
 use crate::layout::ControllerLayout;
 use crate::measure_entropy::{MeasureEntropy, ReductionStyle};
@@ -26,6 +27,8 @@ pub struct InjectOptions {
     pub reduction: ReductionStyle,
     /// How a gate's predicate reaches the states; a property of the target.
     pub predicate: PredicateStyle,
+    /// Replicas that train together, where a step of one device is to become data-parallel.
+    pub replicas: Option<Replicas>,
 }
 
 /// What came of an injection.
@@ -70,6 +73,10 @@ pub fn control_pipeline(policy: &Policy, options: InjectOptions) -> Pipeline {
 }
 
 fn add_control(pipeline: Pipeline, policy: &Policy, options: InjectOptions) -> Pipeline {
+    let pipeline = match options.replicas {
+        Some(replicas) => pipeline.with(GradientAllReduce { replicas }),
+        None => pipeline,
+    };
     let measure = MeasureEntropy { policy: policy.clone(), reduction: options.reduction };
     let mut measured = pipeline.with(measure);
     if policy.switch.enabled {
@@ -146,6 +153,18 @@ pub fn inject_step(
     let mut context = Context::with_step(step);
     control_pipeline(policy, options).run(module, &mut context, observe)?;
     finish(context)
+}
+
+/// Makes `module`, in which `step` was found, data-parallel, without a controller. Returns the step as it is then.
+///
+/// # Errors
+///
+/// Where the module is invalid, or the step cannot be made so; the module must be dropped then.
+pub fn replicate_step(module: &mut Module, step: TrainStep, replicas: Replicas) -> Result<TrainStep, InjectError> {
+    let mut context = Context::with_step(step);
+    Pipeline::new().with(GradientAllReduce { replicas }).run(module, &mut context, &mut |_, _, _| {})?;
+    let needs = PipelineError::Failed { pass: "gradient-all-reduce", source: PassError::Needs { pass: "discover" } };
+    Ok(context.step.ok_or(needs)?)
 }
 
 fn finish(context: Context) -> Result<Injection, InjectError> {

@@ -19,6 +19,8 @@ pub mod pass;
 
 pub mod inline_calls;
 
+pub mod gradient_all_reduce;
+
 pub mod measure_entropy;
 
 pub mod project_steps;
@@ -46,7 +48,8 @@ pub mod values;
 mod names;
 
 pub use discover::{DiscoverError, discover};
-pub use inject::{InjectError, InjectOptions, Injection, inject, inject_observed, inject_step};
+pub use gradient_all_reduce::{Reduction, Replicas, Weighting};
+pub use inject::{InjectError, InjectOptions, Injection, inject, inject_observed, inject_step, replicate_step};
 pub use layout::ControllerLayout;
 pub use pass::{Changed, Context, Pass, PassError, Pipeline, PipelineError};
 pub use policy::{Policy, PolicyError};

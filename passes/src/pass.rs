@@ -5,14 +5,17 @@
 //! Passes get all their settings at construction and hand values to later
 //! passes through a [`Context`] only.
 
-use hlo::Module;
+use std::collections::BTreeMap;
+
 use hlo::build::BuildError;
 use hlo::edit::EditError;
 use hlo::verify::VerifyErrors;
+use hlo::{InstructionId, Module};
 use thiserror::Error;
 
 use crate::control::{Controlled, Projections};
 use crate::discover::DiscoverError;
+use crate::gradient_all_reduce::Replicas;
 use crate::layout::ControllerLayout;
 use crate::measure_entropy::Statistics;
 use crate::policy::PolicyError;
@@ -54,6 +57,10 @@ pub struct Context {
     /// The update of each controlled tensor, once another than the step's own may be chosen.
     pub(crate) updates: Option<Vec<Update>>,
     pub(crate) snapshots: Vec<Snapshot>,
+    /// How the step was made data-parallel, where it was.
+    pub(crate) replicas: Option<Replicas>,
+    /// What each gradient was on this replica, by input number of the parameter.
+    pub(crate) local_gradients: BTreeMap<usize, InstructionId>,
 }
 
 impl Context {
@@ -133,6 +140,24 @@ pub enum PassError {
     Partitioned {
         /// What shows it.
         evidence: String,
+    },
+    /// The step cannot be made data-parallel as was asked.
+    #[error("the step cannot be made data-parallel: {reason}")]
+    NotReplicable {
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// States of replicas would not stay alike.
+    #[error(
+        "the step cannot be made data-parallel: the new value of {} would differ from replica to replica, for it depends on \
+         their data by other ways than gradients, and there is no rule for it:\n{}\nexport a step that is parallel itself \
+         (`jax.jit` over a mesh, or `shard_map`)",
+        if states.len() == 1 { "a state" } else { "some states" },
+        states.iter().map(|(name, reason)| format!("  {name} ({reason})")).collect::<Vec<_>>().join("\n")
+    )]
+    Drifts {
+        /// Tree path of each, and why discovery put it into its class.
+        states: Vec<(String, String)>,
     },
     /// There is no gradient to measure.
     #[error("no parameter has a gradient, so there is nothing to control:\n{reasons}")]

@@ -489,10 +489,55 @@ impl TrainStep {
         self.parameters.iter().filter_map(|p| Some((p, p.found_gradient()?)))
     }
 
+    /// Follows a pass that put another value in the place of one.
+    pub(crate) fn replace(&mut self, old: Value, new: Value) {
+        let follow = |value: &mut Value| {
+            if *value == old {
+                *value = new;
+            }
+        };
+        for parameter in &mut self.parameters {
+            parameter.for_each_value(&follow);
+        }
+        for state in &mut self.states {
+            follow(&mut state.value);
+            follow(&mut state.new_value);
+        }
+    }
+
     /// The state that input `input` is, where it is one.
     #[must_use]
     pub fn state(&self, input: usize) -> Option<&State> {
         self.states.iter().find(|s| s.input == input)
+    }
+}
+
+impl Parameter {
+    fn for_each_value(&mut self, visit: &dyn Fn(&mut Value)) {
+        for value in [&mut self.value, &mut self.new_value, &mut self.update.old, &mut self.update.new] {
+            visit(value);
+        }
+        if let GradientStatus::Found(gradient) = &mut self.gradient {
+            for value in [&mut gradient.eff, &mut gradient.preclip, &mut gradient.measured, &mut gradient.raw] {
+                visit(value);
+            }
+            gradient.links.iter_mut().flat_map(|link| [&mut link.from, &mut link.to]).for_each(visit);
+        }
+        self.update.guards.iter_mut().for_each(visit);
+        if let UpdateForm::Add { u } | UpdateForm::Subtract { u } = &mut self.update.form {
+            visit(u);
+        }
+        if let MomentumStatus::Found(found) = &mut self.momentum {
+            let coefficients = found.iter_mut().flat_map(|m| &mut m.coefficients);
+            coefficients.flat_map(|c| [&mut c.decay, &mut c.complement]).flatten().for_each(visit);
+        }
+        if let DirectionStatus::Found(direction) = &mut self.direction {
+            visit(&mut direction.value);
+            visit(&mut direction.moment);
+            direction.base.iter_mut().chain(&mut direction.decay).for_each(|term| visit(&mut term.value));
+            let factors = [&mut direction.buried, &mut direction.outer, &mut direction.inner];
+            factors.into_iter().flat_map(|f| &mut f.factors).for_each(|(_, value)| visit(value));
+        }
     }
 }
 

@@ -18,6 +18,7 @@ mod graph;
 mod momentum;
 mod pair;
 mod parity;
+mod replicas;
 mod roles;
 mod update;
 
@@ -26,6 +27,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use hlo::{ComputationId, Module, Opcode, Shape};
 
 pub use error::{DiscoverError, Refusal, RefusalKind};
+pub use replicas::{DataCount, data_dependent_counts, varying_outputs};
 
 use self::classify::Classifier;
 use self::flow::{Flow, StateNode};

@@ -20,7 +20,7 @@ mod structure;
 
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{EntropyPolicy, Policy, PolicyError, Timing};
+use crate::policy::{EntropyOf, EntropyPolicy, Policy, PolicyError, Timing};
 
 pub use numbers::forgetting_rate;
 use numbers::policy_numbers;
@@ -43,6 +43,9 @@ pub struct ControllerLayout {
     pub format_version: u32,
     /// The policy's `[entropy]` at injection; what of it shapes the graph cannot be changed.
     pub entropy: EntropyPolicy,
+    /// Whose gradients are measured where several replicas train together. Structure.
+    #[serde(default)]
+    pub entropy_of: EntropyOf,
     /// Whether held states are guarded by the controller's decision. Structure.
     pub gated: bool,
     /// Whether updates pass through a scale. Structure.
@@ -337,6 +340,7 @@ impl ControllerLayout {
         Ok(Self {
             format_version: LAYOUT_FORMAT_VERSION,
             entropy: policy.entropy.clone(),
+            entropy_of: policy.replicas.entropy_of,
             gated: policy.gates(),
             scaled: policy.scales(),
             laws,
@@ -371,6 +375,7 @@ impl ControllerLayout {
         for ((key, injected), (_, wanted)) in self.entropy.structure().iter().zip(policy.entropy.structure()) {
             structure(key, injected, &wanted)?;
         }
+        structure("replicas.entropy_of", &self.entropy_of.name(), &policy.replicas.entropy_of.name())?;
         if !self.gated && policy.gates() {
             structure("gate", &"nothing gated", &"a gate")?;
         }

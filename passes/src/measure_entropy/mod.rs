@@ -25,6 +25,9 @@
 //! How the sums are emitted is the [`ReductionStyle`], a property of the target; each
 //! estimator's file says what it makes of it.
 //!
+//! Where several replicas train together under `replicas.entropy_of = "local-mean"`, what is measured is each replica's own raw
+//! gradient, and energies and entropies are the means over replicas (`reduce-statistics`).
+//!
 //! The policy vector becomes an input of the program here, since this is the first pass that may read it.
 
 pub(crate) mod emit;
@@ -32,10 +35,12 @@ mod histogram;
 mod shares;
 mod softmax;
 
+use std::num::NonZeroU32;
+
 use hlo::build::{BuildError, Builder};
 use hlo::proto::OpSharding;
 use hlo::proto::op_sharding::Type;
-use hlo::{InstructionId, Module};
+use hlo::{InstructionId, Module, Opcode, PrimitiveType};
 
 use emit::{Emitter, Gradient};
 
@@ -43,8 +48,8 @@ use crate::append_state::append_input;
 use crate::layout::{ArrayKind, ControlledTensor, ControllerLayout, StepFacts, TEMPERATURE};
 use crate::names;
 use crate::pass::{Changed, Context, Pass, PassError};
-use crate::policy::{EntropyPolicy, Estimator, Policy};
-use crate::step::{GradientStatus, StateRole, TrainStep};
+use crate::policy::{EntropyOf, EntropyPolicy, Estimator, Policy};
+use crate::step::{GradientStatus, StateRole, TrainStep, Value};
 use crate::values::materialise;
 
 pub use shares::SHARES_LIMIT;
@@ -105,7 +110,13 @@ impl Pass for MeasureEntropy {
     fn run(&self, module: &mut Module, context: &mut Context) -> Result<Changed, PassError> {
         let step = context.step()?;
         refuse_unsupported(module, step)?;
-        let found: Vec<_> = step.controlled().map(|(p, g)| (p.name.clone(), p.input, g.measured)).collect();
+        let local = self.local_replicas(context);
+        let measured = |input: usize, value: Value| match context.local_gradients.get(&input) {
+            Some(&own) if local.is_some() => Value::array(own),
+            _ => value,
+        };
+        let found = step.controlled().map(|(p, g)| (p.name.clone(), p.input, measured(p.input, g.measured)));
+        let found: Vec<_> = found.collect();
         if found.is_empty() {
             return Err(PassError::NothingToControl { reasons: reasons(step) });
         }
@@ -136,11 +147,39 @@ impl Pass for MeasureEntropy {
             temperature.ok_or_else(|| PassError::Stale { what: format!("the policy's {TEMPERATURE}") })?;
         let temperature = temperature.offset as i64;
         let mut emitter = Emitter::new(module, self.reduction)?;
-        let measured = emitter.measure(&gradients, &self.policy.entropy, &|e| e.b.element(policy, temperature))?;
+        let mut measured = emitter.measure(&gradients, &self.policy.entropy, &|e| e.b.element(policy, temperature))?;
+        if let Some(replicas) = local {
+            measured = reduce_statistics(&mut emitter.b, measured, replicas)?;
+        }
         context.statistics = Some(Statistics { short_names, measured, policy });
         context.layout = Some(layout);
         Ok(Changed::Yes)
     }
+}
+
+impl MeasureEntropy {
+    /// The replicas whose own gradients are measured; `None` where the one of all of them is.
+    fn local_replicas(&self, context: &Context) -> Option<NonZeroU32> {
+        let local = self.policy.replicas.entropy_of == EntropyOf::LocalMean;
+        context.replicas.filter(|_| local).map(|replicas| replicas.count)
+    }
+}
+
+/// Means over replicas of energies and entropies, by one `all-reduce` of 8 bytes per tensor, and 4 for the whole.
+///
+/// What is not finite on one replica is not finite in the mean, so all of them decide alike.
+fn reduce_statistics(b: &mut Builder<'_>, own: Measured, replicas: NonZeroU32) -> Result<Measured, BuildError> {
+    b.set_scope("entropic.reduce_statistics", "entropic/reduce-statistics");
+    let adder = Builder::reducer(b.module_mut(), "entropic.add_statistics", Opcode::Add, PrimitiveType::F32)?;
+    let packed = b.concatenate(&[own.energy, own.nats], 0)?;
+    let sum = b.all_reduce(packed, adder)?;
+    let number = b.constant(PrimitiveType::F32, f64::from(replicas.get()))?;
+    let number = b.broadcast_scalar_like(number, sum)?;
+    let mean = b.divide(sum, number)?;
+    let tensors = b.shape(own.energy)?.num_elements() as i64;
+    let energy = b.slice_vector(mean, 0, tensors)?;
+    let nats = b.slice_vector(mean, tensors, 2 * tensors + 1)?;
+    Ok(Measured { energy, nats })
 }
 
 /// Emits the statistics of some gradients at the end of the entry.
@@ -169,7 +208,7 @@ pub fn statistics_of(
     emitter.measure(&measured, entropy, &|e| temperature.map_or_else(|| e.b.constant_f32(literal), Ok))
 }
 
-fn refuse_unsupported(module: &Module, step: &TrainStep) -> Result<(), PassError> {
+pub(crate) fn refuse_unsupported(module: &Module, step: &TrainStep) -> Result<(), PassError> {
     if let Some(loop_name) = &step.inside_loop {
         return Err(PassError::InsideLoop { loop_name: loop_name.clone() });
     }

@@ -12,6 +12,7 @@ mod laws;
 mod momentum;
 mod parse;
 mod pattern;
+mod replicas;
 mod rollback;
 mod switch;
 
@@ -27,6 +28,7 @@ pub use groups::{GroupPolicy, TensorLaws};
 pub use laws::{LawsPolicy, MicroPolicy, MicroTensor, PiPolicy, RulePolicy, Timing};
 pub use momentum::MomentumPolicy;
 pub use pattern::Pattern;
+pub use replicas::{EntropyOf, OnMismatch, ReplicasPolicy};
 pub use rollback::{RollbackKind, RollbackPolicy};
 pub use switch::{SwitchPolicy, SwitchRate, Trigger};
 
@@ -61,6 +63,8 @@ pub struct Policy {
     pub momentum: MomentumPolicy,
     /// When the optimizer gives way to SGD.
     pub switch: SwitchPolicy,
+    /// What is different where several replicas train together.
+    pub replicas: ReplicasPolicy,
     /// What is different for tensors of a group, by its name.
     pub groups: BTreeMap<String, GroupPolicy>,
     /// Classes of states by tree-path pattern; they override what discovery says.
@@ -191,6 +195,7 @@ impl Default for Policy {
             laws: LawsPolicy::default(),
             momentum: MomentumPolicy::default(),
             switch: SwitchPolicy::default(),
+            replicas: ReplicasPolicy::default(),
             groups: BTreeMap::new(),
             states: BTreeMap::new(),
         }
@@ -478,6 +483,7 @@ impl Policy {
         }
         self.momentum.validate(check)?;
         self.switch.validate(check)?;
+        self.replicas.validate(check)?;
         self.groups.iter().try_for_each(|(name, group)| group.validate(name, check))?;
         self.laws.validate(check)
     }

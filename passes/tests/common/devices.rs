@@ -3,9 +3,9 @@
 use std::sync::OnceLock;
 
 use hlo::Module;
-use pjrt::{Buffer, Client, CompileOptions, Executable, ExecuteOptions, OptionValue, Plugin, Program};
+use pjrt::{Buffer, Client, CompileOptions, Executable, ExecuteOptions, Plugin, Program};
 
-use super::{Array, plugin_file};
+use super::{Array, Contraction, plugin_file};
 
 /// Devices of [`client`].
 pub const DEVICES: usize = 8;
@@ -36,6 +36,10 @@ pub struct Spread {
 
 impl Spread {
     pub fn new(module: &Module, over: Over) -> Self {
+        Self::with(module, over, Contraction::Allowed)
+    }
+
+    pub fn with(module: &Module, over: Over, contraction: Contraction) -> Self {
         hlo::verify::verify(module).unwrap();
         let mut options = CompileOptions::default();
         match over {
@@ -46,7 +50,7 @@ impl Spread {
                 options.use_shardy_partitioner = shardy;
             }
         }
-        options.env_option_overrides.insert("xla_cpu_use_xnnpack".to_owned(), OptionValue::Bool(false));
+        options.env_option_overrides.extend(contraction.flags());
         Self { executable: client().compile(&Program::hlo(&module.export()), &options).unwrap() }
     }
 

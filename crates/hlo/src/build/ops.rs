@@ -138,6 +138,8 @@ impl Builder<'_> {
         and And;
         /// Logical or bitwise or.
         or Or;
+        /// Logical or bitwise exclusive or.
+        xor Xor;
     }
 
     /// Elementwise comparison; floats compare as IEEE 754 says.
@@ -295,6 +297,25 @@ impl Builder<'_> {
         let rank = self.shape(x)?.rank();
         let attributes = HloInstructionProto { dimensions: (0..rank as i64).collect(), ..Default::default() };
         self.emit_with(Opcode::Reduce, &[x, init], Shape::default(), attributes, vec![reducer])
+    }
+
+    /// The fold of `x` by `reducer`, a computation of two scalars, over all replicas: the same array on each of them.
+    ///
+    /// # Errors
+    ///
+    /// Where `x` is no array.
+    pub fn all_reduce(&mut self, x: InstructionId, reducer: ComputationId) -> Built {
+        self.emit_with(Opcode::AllReduce, &[x], Shape::default(), HloInstructionProto::default(), vec![reducer])
+    }
+
+    /// The number of the replica that computes it, u32\[\].
+    ///
+    /// # Errors
+    ///
+    /// Where the computation does not exist.
+    pub fn replica_id(&mut self) -> Built {
+        let shape = Shape::scalar(PrimitiveType::U32);
+        self.emit_with(Opcode::ReplicaId, &[], shape, HloInstructionProto::default(), Vec::new())
     }
 
     /// Element `index` of a tuple.
