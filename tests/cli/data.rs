@@ -99,6 +99,14 @@ fn windows_of_tokens_may_come_as_an_array() {
     succeed(at.path(), "train mlp --data tokens.npz --steps 30 --seed 0 --out run");
     let curve = losses(&at.path().join("run"));
     assert!(curve[29] < curve[0], "{curve:?}");
+    // A folder with arrays is one of arrays, until there is text in it.
+    fs::create_dir(at.path().join("folder")).unwrap();
+    fs::rename(at.path().join("tokens.npz"), at.path().join("folder/tokens.npz")).unwrap();
+    succeed(at.path(), "train mlp --data folder --steps 30 --seed 0 --out again");
+    assert_eq!(losses(&at.path().join("again")), curve);
+    fs::copy(at.path().join("text"), at.path().join("folder/text")).unwrap();
+    succeed(at.path(), "train mlp --data folder --steps 2 --seed 0 --out other");
+    assert!(json(&at.path().join("other/run.json"))["data"]["bytes"].is_number());
 }
 
 #[test]

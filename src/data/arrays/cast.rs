@@ -5,7 +5,7 @@
 //!
 //! | array | input | |
 //! |---|---|---|
-//! | any | the same | copied |
+//! | any of whole bytes | the same | copied |
 //! | integers, `bool` | integers, `bool`, floats | every value must be exact there |
 //! | `float16`, `bfloat16`, `float32` | a wider float | exact |
 //! | `float64` | `float32` | rounded to nearest; a finite value must stay finite |
