@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use hlo::Module;
-use pjrt::{Buffer, Client, CompileOptions, Device, Executable, OptionValue, Plugin, Program};
+use pjrt::{Buffer, Client, CompileOptions, Device, Executable, NamedValue, OptionValue, Plugin, Program};
 use thiserror::Error;
 
 use crate::build;
 use crate::bundle::Dtype;
 use crate::cache::{CompileCache, Key, Target};
 use crate::isolate::{IsolateError, Worker};
+use crate::partition::{PartitionError, partition};
 use crate::plugin::{self, FindError, cuda};
 use crate::target::Platform;
 
@@ -74,6 +75,14 @@ pub enum EngineError {
         /// Which module.
         what: String,
     },
+    /// The module is split over several devices, or how it is cannot be told.
+    #[error("{what} does not run here: {source}")]
+    Partition {
+        /// Which module.
+        what: String,
+        /// Why.
+        source: PartitionError,
+    },
     /// Something failed on the device.
     #[error("{what}: {source}")]
     Device {
@@ -89,6 +98,8 @@ pub enum EngineError {
 pub struct Engine {
     client: Client,
     device: Device,
+    /// Devices that a program may be split over.
+    partitions: usize,
     options: CompileOptions,
     cache: Option<(CompileCache, Target)>,
     programs: Arc<Programs>,
@@ -133,10 +144,31 @@ impl Engine {
     ///
     /// Where it does not load, or has no device.
     pub fn open_file(path: &Path) -> Result<Self, EngineError> {
+        Self::open_with(path, &[])
+    }
+
+    /// The same, for a program that may be split over as many devices as `module` is; on the CPU there are as many as are
+    /// asked for.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engine::open_file`], and where the module contradicts itself.
+    pub fn open_for(path: &Path, module: &Module) -> Result<Self, EngineError> {
+        let unknown = |source| EngineError::Partition { what: module.name().to_owned(), source };
+        let partitions = partition(&mut CompileOptions::default(), module).map_err(unknown)?;
+        let count = i64::try_from(partitions).unwrap_or(i64::MAX);
+        let devices = [("cpu_device_count", NamedValue::from(count))];
+        let on_cpu = Platform::of_plugin(&path.display().to_string()) == Platform::Cpu;
+        let engine = Self::open_with(path, if on_cpu && partitions > 1 { &devices } else { &[] })?;
+        let partitions = partitions.min(engine.client.devices().len());
+        Ok(Self { partitions, ..engine })
+    }
+
+    fn open_with(path: &Path, client_options: &[(&str, NamedValue)]) -> Result<Self, EngineError> {
         let hint = if cuda::is_plugin(path) { preload(&cuda::libraries(path)) } else { String::new() };
         let plugin = Plugin::load(path).map_err(EngineError::Load)?;
         let failed = |source| EngineError::Client { path: path.to_owned(), source, hint: hint.clone() };
-        let client = Client::create(&plugin, &[]).map_err(failed)?;
+        let client = Client::create(&plugin, client_options).map_err(failed)?;
         let device = client.device(0).map_err(failed)?.clone();
         let mut options = CompileOptions::default();
         match client.platform_name() {
@@ -151,7 +183,7 @@ impl Engine {
             }
             _ => {}
         }
-        Ok(Self { client, device, options, cache: None, programs: Arc::default(), worker: None })
+        Ok(Self { client, device, partitions: 1, options, cache: None, programs: Arc::default(), worker: None })
     }
 
     /// Compiles in a child process from now on where the device can be shared with one, that is on the CPU: a module that
@@ -201,9 +233,10 @@ impl Engine {
     pub fn compile(&self, module: &Module, what: &str) -> Result<Executable, EngineError> {
         hlo::verify::verify(module).map_err(|source| EngineError::Verify { what: what.to_owned(), source })?;
         let failed = |source| EngineError::Compile { what: what.to_owned(), source };
+        let options = self.options_for(module, what)?;
         let code = module.export();
         let entry = match &self.cache {
-            Some((cache, target)) => Some((cache, target.key(&code, &self.options.to_bytes().map_err(failed)?))),
+            Some((cache, target)) => Some((cache, target.key(&code, &options.to_bytes().map_err(failed)?))),
             None => None,
         };
         if let Some(executable) = entry.as_ref().and_then(|(cache, key)| self.load(cache, key, what)) {
@@ -219,10 +252,12 @@ impl Engine {
             return Ok(executable);
         }
         let program = Program::hlo(&code);
-        let executable = match self.client.compile(&program, &self.options) {
+        let executable = match self.client.compile(&program, &options) {
             // A release of the plugin without that flag has no such weights.
             Err(error) if error.to_string().contains(CPU_PACKS_WEIGHTS) => {
-                self.client.compile(&program, &CompileOptions::default())
+                let mut options = options;
+                options.env_option_overrides.remove(CPU_PACKS_WEIGHTS);
+                self.client.compile(&program, &options)
             }
             compiled => compiled,
         }
@@ -235,6 +270,19 @@ impl Engine {
             }
         }
         Ok(executable)
+    }
+
+    /// How the module is compiled: over as many devices as it is split over.
+    fn options_for(&self, module: &Module, what: &str) -> Result<CompileOptions, EngineError> {
+        let failed = |source| EngineError::Partition { what: what.to_owned(), source };
+        let mut options = self.options.clone();
+        let wanted = partition(&mut options, module).map_err(failed)?;
+        if wanted > self.partitions {
+            let what = format!("this {}", self.client.platform_name());
+            let hint = "`entropic audit` compiles it for all of them; to train here, export the step for one device";
+            return Err(failed(PartitionError::Devices { wanted, what, present: self.partitions, hint }));
+        }
+        Ok(options)
     }
 
     /// What a child makes of the module, in the plugin's serialized form; nothing where there is no child or no such form.

@@ -19,6 +19,8 @@ pub mod pass;
 
 pub mod inline_calls;
 
+pub mod manual;
+
 pub mod measure_entropy;
 
 pub mod project_steps;
@@ -42,6 +44,8 @@ pub mod inject;
 pub mod reference;
 
 pub mod values;
+
+mod mesh;
 
 mod names;
 

@@ -124,6 +124,24 @@ def export(name, loss_fn, tx, params, batch, splits, shardy, outputs=True):
     save(name, step.lower(params, jax.eval_shape(tx.init, params), *batch))
 
 
+def export_manual(name, reduce, shardy=True):
+    """A `shard_map` of the whole step: every device has all parameters, and a part of the batch."""
+    jax.config.update("jax_use_shardy_partitioner", shardy)
+    tx = optax.adamw(1e-2)
+
+    def step(p, s, *batch):
+        loss, grads = jax.value_and_grad(mlp)(p, *batch)
+        updates, s = tx.update(reduce(grads), s, p)
+        return optax.apply_updates(p, updates), s, jax.lax.pmean(loss, BOTH)
+
+    states = jax.eval_shape(tx.init, MLP)
+    whole = jax.tree.map(lambda _: P(), (MLP, states))
+    data = (P(BOTH, None), P(BOTH))
+    mapped = jax.shard_map(step, mesh=MESH, in_specs=(*whole, *data), out_specs=(*whole, P()), check_vma=False)
+    given = {"in_shardings": shardings((*whole, *data)), "out_shardings": shardings((*whole, P()))}
+    save(name, jax.jit(mapped, donate_argnums=(0, 1), **given).lower(MLP, states, *MLP_BATCH))
+
+
 def main():
     adamw = optax.adamw(1e-2)
     clipped = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2))
@@ -134,6 +152,10 @@ def main():
             export(f"gpt_{split}{suffix}", gpt, clipped, GPT, GPT_BATCH, GPT_SPLITS[split], shardy)
     # Shardings of results are the compiler's to choose; buffers are donated without saying to which output.
     export("mlp_open", mlp, adamw, MLP, MLP_BATCH, MLP_SPLITS["tp"], True, outputs=False)
+    for shardy, suffix in [(True, ""), (False, "_gspmd")]:
+        export_manual(f"mlp_manual{suffix}", lambda grads: jax.lax.pmean(grads, BOTH), shardy)
+    # Without their mean over `model`, devices would train parameters of their own.
+    export_manual("mlp_manual_local", lambda grads: jax.lax.pmean(grads, "data"))
 
 
 main()

@@ -23,7 +23,7 @@ mod update;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use hlo::{ComputationId, Module, Opcode, Shape};
+use hlo::{ComputationId, Instruction, Module, Opcode, Shape};
 
 pub use error::{DiscoverError, Refusal, RefusalKind};
 
@@ -33,6 +33,7 @@ use self::gradient::{Finder, Outcome};
 use self::graph::{Graph, NodeId, Op};
 use self::pair::{CarryPaths, Pair, Pairs};
 use self::roles::Roles;
+use crate::manual::Body;
 use crate::step::{
     Confidence, GradientStatus, LinkKind, Moment, MomentumStatus, Pairing, Parameter, State, StateClass, StateRole,
     TrainStep,
@@ -47,6 +48,10 @@ use crate::step::{
 ///
 /// Where no step is found, or the gradient of some parameter is not decided.
 pub fn discover(module: &Module) -> Result<TrainStep, DiscoverError> {
+    // A body that control cannot be put into is looked at from outside; who wants to control it learns why not.
+    if let Ok(Some(body)) = Body::of(module) {
+        return in_body(module, &body);
+    }
     let entry = module.entry();
     let graph = Graph::new(module, entry)?;
     if graph.inputs.is_empty() || graph.outputs.is_empty() {
@@ -181,6 +186,32 @@ fn in_loop(
         module.computation(body).map(|c| c.name.as_str()).unwrap_or_default(),
     ));
     Ok(step)
+}
+
+/// The step in the body of a `shard_map`, with the program's names and numbers for inputs and outputs.
+fn in_body(module: &Module, body: &Body) -> Result<TrainStep, DiscoverError> {
+    let mut inner = module.clone();
+    if inner.enter(body.computation(), &body.aliases_inside(module)).is_err() {
+        return Err(DiscoverError::NoSuchComputation { computation: body.computation().index().to_string() });
+    }
+    let mut step = body.numbers_outside(&discover(&inner)?);
+    let entry = module.entry_computation();
+    let names: Vec<Option<String>> = entry.parameters().into_iter().map(|id| given_name(entry.get(id)?)).collect();
+    let name = |input: usize| names.get(input).cloned().flatten();
+    for parameter in &mut step.parameters {
+        parameter.name = name(parameter.input).unwrap_or_else(|| std::mem::take(&mut parameter.name));
+    }
+    for state in &mut step.states {
+        state.name = name(state.input).unwrap_or_else(|| std::mem::take(&mut state.name));
+    }
+    let computation = module.computation(body.computation()).map_or("", |c| c.name.as_str());
+    step.notes.push(format!("the step runs per device inside {computation:?} (shard_map)"));
+    Ok(step)
+}
+
+/// The tree path that the front end left.
+fn given_name(instruction: &Instruction) -> Option<String> {
+    Some(instruction.op_name().to_owned()).filter(|path| !path.is_empty())
 }
 
 /// Notes where the step's values live in a computation that must stay a call (`shard_map`).

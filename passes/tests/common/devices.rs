@@ -3,9 +3,10 @@
 use std::sync::OnceLock;
 
 use hlo::Module;
-use pjrt::{Buffer, Client, CompileOptions, Executable, ExecuteOptions, OptionValue, Plugin, Program};
+use hlo::partitioning::{Partitioner, Partitioning};
+use pjrt::{Buffer, Client, CompileOptions, Executable, ExecuteOptions, Plugin, Program};
 
-use super::{Array, plugin_file};
+use super::{Array, Contraction, plugin_file};
 
 /// Devices of [`client`].
 pub const DEVICES: usize = 8;
@@ -29,6 +30,15 @@ pub enum Over {
     Partitions { count: usize, shardy: bool },
 }
 
+impl Over {
+    /// As the shardings in the module say.
+    pub fn partitions_of(module: &Module) -> Self {
+        let Partitioning { partitioner, partitions, .. } =
+            Partitioning::of(module).unwrap().expect("a partitioned module");
+        Self::Partitions { count: partitions, shardy: partitioner == Partitioner::Shardy }
+    }
+}
+
 /// A module compiled for several devices.
 pub struct Spread {
     executable: Executable,
@@ -36,6 +46,10 @@ pub struct Spread {
 
 impl Spread {
     pub fn new(module: &Module, over: Over) -> Self {
+        Self::with(module, over, Contraction::Allowed)
+    }
+
+    pub fn with(module: &Module, over: Over, contraction: Contraction) -> Self {
         hlo::verify::verify(module).unwrap();
         let mut options = CompileOptions::default();
         match over {
@@ -44,9 +58,13 @@ impl Spread {
                 options.num_partitions = count;
                 options.use_spmd_partitioning = true;
                 options.use_shardy_partitioner = shardy;
+                if let Some(partitioning) = Partitioning::of(module).unwrap() {
+                    options.allow_spmd_sharding_propagation_to_output = partitioning.open_outputs(module);
+                    options.allow_spmd_sharding_propagation_to_parameters = partitioning.open_parameters(module);
+                }
             }
         }
-        options.env_option_overrides.insert("xla_cpu_use_xnnpack".to_owned(), OptionValue::Bool(false));
+        options.env_option_overrides.extend(contraction.flags());
         Self { executable: client().compile(&Program::hlo(&module.export()), &options).unwrap() }
     }
 

@@ -86,6 +86,19 @@ pub enum Contraction {
     Impossible,
 }
 
+impl Contraction {
+    /// The compiler's flags.
+    fn flags(self) -> Vec<(String, OptionValue)> {
+        // As the program's own engine does; see there.
+        let mut flags = vec![("xla_cpu_use_xnnpack".to_owned(), OptionValue::Bool(false))];
+        if self == Self::Impossible {
+            flags.push(("xla_cpu_max_isa".to_owned(), OptionValue::String("AVX".to_owned())));
+            flags.push(("xla_backend_optimization_level".to_owned(), OptionValue::Int(0)));
+        }
+        flags
+    }
+}
+
 impl Compiled {
     pub fn new(module: &Module) -> Self {
         Self::with(module, Contraction::Allowed)
@@ -94,13 +107,7 @@ impl Compiled {
     pub fn with(module: &Module, contraction: Contraction) -> Self {
         hlo::verify::verify(module).unwrap();
         let mut options = CompileOptions::default();
-        let flags = &mut options.env_option_overrides;
-        // As the program's own engine does; see there.
-        flags.insert("xla_cpu_use_xnnpack".to_owned(), OptionValue::Bool(false));
-        if contraction == Contraction::Impossible {
-            flags.insert("xla_cpu_max_isa".to_owned(), OptionValue::String("AVX".to_owned()));
-            flags.insert("xla_backend_optimization_level".to_owned(), OptionValue::Int(0));
-        }
+        options.env_option_overrides.extend(contraction.flags());
         let executable = client().compile(&Program::hlo(&module.export()), &options).unwrap();
         Self { executable }
     }

@@ -10,6 +10,8 @@ const MOST_DEVICES: usize = 1 << 20;
 pub struct Mesh {
     name: String,
     axes: Vec<(String, usize)>,
+    /// Whether devices are in another order than by number.
+    reordered: bool,
 }
 
 /// Why meshes cannot be read.
@@ -34,7 +36,8 @@ impl Mesh {
         while !rest.is_empty() {
             let (name, after) = rest.split_once("= #sdy.mesh<").ok_or_else(unread)?;
             let (body, after) = after.split_once('>').ok_or_else(unread)?;
-            let mesh = Self { name: name.trim().to_owned(), axes: axes(body).ok_or_else(unread)? };
+            let reordered = body.contains("device_ids");
+            let mesh = Self { name: name.trim().to_owned(), axes: axes(body).ok_or_else(unread)?, reordered };
             if largest.as_ref().is_none_or(|known| known.size() < mesh.size()) {
                 largest = Some(mesh);
             }
@@ -59,6 +62,16 @@ impl Mesh {
     #[must_use]
     pub fn size(&self) -> usize {
         self.axes.iter().map(|(_, size)| size).product()
+    }
+
+    /// Where a device is along the axis of that name; `None` where there is no such axis, or the mesh lists its devices in an
+    /// order of its own.
+    #[must_use]
+    pub fn along(&self, axis: &str, device: usize) -> Option<usize> {
+        let at = self.axes.iter().position(|(name, _)| name == axis).filter(|_| !self.reordered)?;
+        let (_, size) = self.axes.get(at)?;
+        let inner: usize = self.axes.iter().skip(at + 1).map(|(_, size)| size).product();
+        device.checked_div(inner)?.checked_rem(*size)
     }
 
     /// The sharding of an array of `rank` dimensions that every device has all of, as it follows `#sdy.sharding`.

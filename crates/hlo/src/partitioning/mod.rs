@@ -9,12 +9,14 @@
 mod mesh;
 mod tiles;
 
+use std::fmt;
+
 use thiserror::Error;
 
 pub use mesh::{Mesh, MeshError};
-pub use tiles::{Tiles, TilesError};
+pub use tiles::{Tiles, TilesError, iota};
 
-use crate::ir::{Instruction, Module};
+use crate::ir::{Instruction, Module, Opcode};
 use crate::proto::FrontendAttributes;
 use crate::proto::OpSharding;
 use crate::proto::op_sharding::Type;
@@ -25,6 +27,8 @@ pub const SHARDY_SHARDING: &str = "xla.sdy.sharding";
 pub const SHARDY_MESHES: &str = "xla.sdy.meshes";
 /// The custom call that splits a result of the entry as its attribute says.
 pub const RESULT_SHARDING: &str = "xla.sdy.FuncResultSharding";
+/// The custom call that splits a value by its field `sharding`.
+pub const SHARDING: &str = "Sharding";
 /// The computation that a `shard_map` calls, written for one device: what its name begins with.
 pub const MANUAL_BODY: &str = "xla.sdy.manual_computation_body";
 /// What names of Shardy begin with.
@@ -48,6 +52,20 @@ pub struct Partitioning {
     pub partitions: usize,
     /// For Shardy: the mesh of so many devices.
     pub mesh: Option<Mesh>,
+}
+
+impl fmt::Display for Partitioning {
+    /// `8 devices by Shardy (mesh data=4, model=2)`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let by = match self.partitioner {
+            Partitioner::Gspmd => "GSPMD",
+            Partitioner::Shardy => "Shardy",
+        };
+        write!(f, "{} devices by {by}", self.partitions)?;
+        let Some(mesh) = &self.mesh else { return Ok(()) };
+        let axes: Vec<_> = mesh.axes().iter().map(|(name, size)| format!("{name}={size}")).collect();
+        write!(f, " (mesh {})", axes.join(", "))
+    }
 }
 
 /// Why it is not known how a module is split.
@@ -116,6 +134,34 @@ impl Partitioning {
         }
         Ok(known.map(|(_, partitions)| Self { partitioner: Partitioner::Gspmd, partitions, mesh: None }))
     }
+
+    /// For each parameter of the entry, whether the module leaves open how it is split.
+    #[must_use]
+    pub fn open_parameters(&self, module: &Module) -> Vec<bool> {
+        let entry = module.entry_computation();
+        let said = |i: &Instruction| match self.partitioner {
+            Partitioner::Gspmd => i.attributes.sharding.as_option().is_some_and(is_known),
+            Partitioner::Shardy => attribute(i.attributes.frontend_attributes.as_option(), SHARDY_SHARDING).is_some(),
+        };
+        entry.parameters().into_iter().map(|id| !entry.get(id).is_some_and(said)).collect()
+    }
+
+    /// For each output of the entry, whether the module leaves open how it is split.
+    #[must_use]
+    pub fn open_outputs(&self, module: &Module) -> Vec<bool> {
+        let entry = module.entry_computation();
+        let root = entry.root_instruction().and_then(|root| root.attributes.sharding.as_option());
+        let by_root = |index: usize| root.map(|s| s.tuple_shardings.get(index).unwrap_or(s)).is_some_and(is_known);
+        let said = |index: usize, i: &Instruction| {
+            let called = |target| i.opcode == Opcode::CustomCall && i.attributes.custom_call_target == target;
+            match self.partitioner {
+                Partitioner::Gspmd => by_root(index) || called(SHARDING),
+                Partitioner::Shardy => called(RESULT_SHARDING),
+            }
+        };
+        let outputs = entry.outputs().into_iter().enumerate();
+        outputs.map(|(index, id)| !entry.get(id).is_some_and(|i| said(index, i))).collect()
+    }
 }
 
 fn instructions(module: &Module) -> impl Iterator<Item = &Instruction> {
@@ -126,6 +172,11 @@ fn is_shardy(instruction: &Instruction) -> bool {
     let attributes = instruction.attributes.frontend_attributes.as_option();
     instruction.attributes.custom_call_target.starts_with(SHARDY)
         || attributes.is_some_and(|a| a.map.iter().any(|entry| entry.key.starts_with(SHARDY)))
+}
+
+/// Whether a sharding says something.
+fn is_known(sharding: &OpSharding) -> bool {
+    sharding.r#type.as_known() != Some(Type::UNKNOWN)
 }
 
 /// How many devices a sharding, or the first of a tuple that splits, is over; `None` where nothing is split.

@@ -78,9 +78,14 @@ fn meshes_are_read_as_shardy_writes_them() {
     let mesh = |text| Mesh::largest(text).unwrap().unwrap();
     let two = mesh(r#"{mesh = #sdy.mesh<["data"=4, "model"=2]>}"#);
     assert_eq!((two.size(), two.replicated(2).as_str()), (8, "<@mesh, [{}, {}]>"));
+    assert_eq!(
+        [0, 1, 5].map(|d| (two.along("data", d), two.along("model", d))),
+        [(Some(0), Some(0)), (Some(0), Some(1)), (Some(2), Some(1))]
+    );
     assert_eq!(two.axes(), [("data".to_owned(), 4), ("model".to_owned(), 2)]);
     let several = mesh(r#"{empty = #sdy.mesh<[]>, "my-mesh" = #sdy.mesh<["x"=16], device_ids=[1,0]>}"#);
     assert_eq!((several.size(), several.reference().as_str()), (16, "@\"my-mesh\""));
+    assert_eq!(several.along("x", 0), None);
     assert_eq!(Mesh::largest("{}").unwrap(), None);
     for broken in
         ["", "{mesh}", "{m = #sdy.mesh<>}", r#"{m = #sdy.mesh<["x"=0]>}"#, r#"{m = #sdy.mesh<["x"=9999999]>}"#]

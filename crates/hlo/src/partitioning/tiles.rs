@@ -124,12 +124,17 @@ fn devices(sharding: &OpSharding) -> Option<Vec<usize>> {
             sharding.tile_assignment_devices.iter().map(|&d| usize::try_from(d).ok()).collect();
         return listed.filter(|l| l.len() == count);
     }
-    if product(&sharding.iota_reshape_dims)? != count {
-        return None;
-    }
-    let dims: Vec<usize> = sharding.iota_reshape_dims.iter().filter_map(|&d| usize::try_from(d).ok()).collect();
+    iota(&sharding.iota_reshape_dims, &sharding.iota_transpose_perm).filter(|listed| listed.len() == count)
+}
+
+/// The numbers from 0 on as an array of these dimensions, permuted, row by row; `None` where that is no array, or one too
+/// large for devices.
+#[must_use]
+pub fn iota(reshape: &[i64], permutation: &[i32]) -> Option<Vec<usize>> {
+    let count = product(reshape)?;
+    let dims: Vec<usize> = reshape.iter().filter_map(|&d| usize::try_from(d).ok()).collect();
     let permutation: Option<Vec<usize>> =
-        sharding.iota_transpose_perm.iter().map(|&p| usize::try_from(p).ok().filter(|&p| p < dims.len())).collect();
+        permutation.iter().map(|&p| usize::try_from(p).ok().filter(|&p| p < dims.len())).collect();
     let mut permutation = permutation?;
     if permutation.is_empty() {
         permutation = (0..dims.len()).collect();
