@@ -25,6 +25,8 @@ pub struct TrainStep {
     pub computation: ComputationId,
     /// The `while` whose body the step is, when it is one: its instruction name.
     pub inside_loop: Option<String>,
+    /// Where gradients are accumulated over several calls: a `pred` that holds in the call that consumes them.
+    pub consumes: Option<Value>,
     /// Trainable tensors by input number, those without a gradient included.
     pub parameters: Vec<Parameter>,
     /// Every input that an output succeeds, by input number; parameters included.

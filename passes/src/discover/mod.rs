@@ -8,6 +8,7 @@
 //! without them. What cannot be decided is refused with the candidates; no tensor is
 //! ever guessed.
 
+mod accumulation;
 mod classify;
 mod direction;
 mod dominance;
@@ -242,6 +243,7 @@ fn describe(graph: &Graph<'_>, flow: &Flow<'_, '_>, roles: Roles, pairs: &Pairs)
     let float_index: BTreeMap<NodeId, usize> = flow.floats.iter().enumerate().map(|(k, s)| (s.old, k)).collect();
     let mut finder = Finder::new(flow, &roles, &pairs.carry);
     let mut parameters = Vec::new();
+    let mut consumes = Vec::new();
     // Tensors first: what their updates take in from the side is no flow for scalars.
     for &p in &roles.parameters {
         let Some(state) = flow.floats.get(p) else {
@@ -251,6 +253,9 @@ fn describe(graph: &Graph<'_>, flow: &Flow<'_, '_>, roles: Roles, pairs: &Pairs)
         if let Outcome::Refused(refusal) = outcome {
             refusals.push(refusal);
             continue;
+        }
+        if let Outcome::Found(found) = &outcome {
+            consumes.push(found.consumes);
         }
         parameters.push(parameter(flow, &roles, p, state, outcome));
     }
@@ -300,6 +305,12 @@ fn describe(graph: &Graph<'_>, flow: &Flow<'_, '_>, roles: Roles, pairs: &Pairs)
     let step = TrainStep {
         computation: graph.computation,
         inside_loop: None,
+        consumes: consumes
+            .first()
+            .copied()
+            .flatten()
+            .filter(|c| consumes.iter().all(|other| *other == Some(*c)))
+            .map(|c| graph.value(c)),
         parameters,
         states,
         batch: flow.batch.clone(),
@@ -345,8 +356,14 @@ fn with_notes(mut step: TrainStep) -> TrainStep {
         ));
     }
     if step.states.iter().any(|s| s.role == StateRole::AccumulationCounter) {
-        step.notes
-            .push("gradients are accumulated over several calls: `eff` is the gradient of one micro-batch".into());
+        step.notes.push(match step.consumes {
+            Some(_) => {
+                "gradients are accumulated over several calls: `eff` is the gradient of one micro-batch; what the \
+                        moments take in is measured, and the controller goes on in the call that consumes it"
+                    .into()
+            }
+            None => "gradients are accumulated over several calls: `eff` is the gradient of one micro-batch".into(),
+        });
     }
     step
 }

@@ -58,14 +58,14 @@ fn shardings_that_contradict_themselves_are_refused() {
     refused(tiled(&[i64::MAX, i64::MAX], &[8], &[], false), "devices");
     refused(tiled(&[8], &[8], &[], false), "1 dimensions is on an array of 2");
     refused(OpSharding { r#type: Type::MANUAL.into(), ..Default::default() }, "MANUAL");
-    let named = OpSharding { named_sharding: Some(Vec::new().into()), ..Default::default() };
+    let named = OpSharding { named_sharding: Some(Vec::new()), ..Default::default() };
     refused(named, "named axes");
 }
 
 #[test]
 fn the_older_partitioner_is_told_by_shardings_that_split() {
     let whole = OpSharding::default();
-    assert_eq!(Partitioning::of(&module(&[whole.clone()])).unwrap(), None);
+    assert_eq!(Partitioning::of(&module(std::slice::from_ref(&whole))).unwrap(), None);
     let split = tiled(&[2, 1, 4], &[8], &[], true);
     let found = Partitioning::of(&module(&[whole.clone(), split.clone()])).unwrap().unwrap();
     assert_eq!((found.partitioner, found.partitions), (Partitioner::Gspmd, 8));
