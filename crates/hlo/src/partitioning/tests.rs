@@ -69,6 +69,10 @@ fn the_older_partitioner_is_told_by_shardings_that_split() {
     let split = tiled(&[2, 1, 4], &[8], &[], true);
     let found = Partitioning::of(&module(&[whole.clone(), split.clone()])).unwrap().unwrap();
     assert_eq!((found.partitioner, found.partitions), (Partitioner::Gspmd, 8));
+    let mut short = split.clone();
+    short.tile_assignment_devices = vec![0, 1];
+    let error = Partitioning::of(&module(&[short])).unwrap_err().to_string();
+    assert!(error.contains("%x") && error.contains("as many devices"), "{error}");
     let error = Partitioning::of(&module(&[split, tiled(&[2, 2], &[4], &[], false)])).unwrap_err().to_string();
     assert!(error.contains("over 8 devices") && error.contains("over 4"), "{error}");
 }

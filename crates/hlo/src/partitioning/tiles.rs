@@ -91,7 +91,10 @@ impl Tiles {
             return Ok(None);
         }
         let dimensions = &sharding.tile_assignment_dimensions;
-        product(dimensions).map(Some).ok_or_else(|| TilesError::Devices { dimensions: dimensions.clone() })
+        let listed = &sharding.tile_assignment_devices;
+        let listed = if listed.is_empty() { product(&sharding.iota_reshape_dims) } else { Some(listed.len()) };
+        let count = product(dimensions).filter(|&count| listed == Some(count));
+        count.map(Some).ok_or_else(|| TilesError::Devices { dimensions: dimensions.clone() })
     }
 
     /// Tiles along each dimension.
