@@ -1,5 +1,6 @@
 //! Devices with a compiler: the plugin, a client on it, and as many devices of that client as a launch takes.
 
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,6 +14,7 @@ use crate::bundle::Dtype;
 use crate::bundle::manifest::Launch;
 use crate::cache::{CompileCache, Key, Target};
 use crate::isolate::{IsolateError, Worker};
+use crate::partition::{PartitionError, partition};
 use crate::plugin::{self, FindError, cuda};
 use crate::target::Platform;
 
@@ -92,6 +94,14 @@ pub enum EngineError {
     Thread {
         /// Which module.
         what: String,
+    },
+    /// The module is split over several devices, or how it is cannot be told.
+    #[error("{what} does not run here: {source}")]
+    Partition {
+        /// Which module.
+        what: String,
+        /// Why.
+        source: PartitionError,
     },
     /// Something failed on the device.
     #[error("{what}: {source}")]
@@ -197,6 +207,18 @@ impl Engine {
         Ok(Self { client, device, launch, options, cache: None, programs: Arc::default(), worker: None })
     }
 
+    /// Opens as many devices of the plugin in that file as a module is split over.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engine::open_file`], and where the module contradicts itself.
+    pub fn open_for_module(path: &Path, module: &Module) -> Result<Self, EngineError> {
+        let unknown = |source| EngineError::Partition { what: module.name().to_owned(), source };
+        let count = partition(&mut CompileOptions::default(), module).map_err(unknown)?;
+        let partitions = u32::try_from(count).ok().and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MIN);
+        Self::open_file(path, Launch { partitions, ..Launch::default() })
+    }
+
     /// Compiles in a child process from now on where the device can be shared with one, that is on the CPU: a module that
     /// makes the compiler abort is an error then. On other devices only the verifier stands in front of the compiler.
     #[must_use]
@@ -264,8 +286,8 @@ impl Engine {
     fn compile_for(&self, module: &Module, launch: Launch, what: &str) -> Result<Executable, EngineError> {
         hlo::verify::verify(module).map_err(|source| EngineError::Verify { what: what.to_owned(), source })?;
         let failed = |source| EngineError::Compile { what: what.to_owned(), source };
+        let options = self.options_for(module, launch, what)?;
         let code = module.export();
-        let options = CompileOptions { num_replicas: launch.replicas.get() as usize, ..self.options.clone() };
         let entry = match &self.cache {
             Some((cache, target)) => Some((cache, target.key(&code, &options.to_bytes().map_err(failed)?))),
             None => None,
@@ -286,8 +308,9 @@ impl Engine {
         let executable = match self.client.compile(&program, &options) {
             // A release of the plugin without that flag has no such weights.
             Err(error) if error.to_string().contains(CPU_PACKS_WEIGHTS) => {
-                let flags = std::collections::BTreeMap::new();
-                self.client.compile(&program, &CompileOptions { env_option_overrides: flags, ..options })
+                let mut options = options;
+                options.env_option_overrides.remove(CPU_PACKS_WEIGHTS);
+                self.client.compile(&program, &options)
             }
             compiled => compiled,
         }
@@ -300,6 +323,20 @@ impl Engine {
             }
         }
         Ok(executable)
+    }
+
+    /// How the module is compiled: for all replicas of a launch, each over as many devices as it is split over.
+    fn options_for(&self, module: &Module, launch: Launch, what: &str) -> Result<CompileOptions, EngineError> {
+        let failed = |source| EngineError::Partition { what: what.to_owned(), source };
+        let mut options = CompileOptions { num_replicas: launch.replicas.get() as usize, ..self.options.clone() };
+        let wanted = partition(&mut options, module).map_err(failed)?;
+        let present = self.launch.partitions.get() as usize;
+        if wanted > present {
+            let what = format!("this {}", self.client.platform_name());
+            let hint = "`entropic audit` compiles it for all of them; to train here, export the step for one device";
+            return Err(failed(PartitionError::Devices { wanted, what, present, hint }));
+        }
+        Ok(options)
     }
 
     /// What a child makes of the module, in the plugin's serialized form; nothing where there is no child or no such form.

@@ -18,6 +18,7 @@ pub mod files;
 pub mod input;
 pub mod isolate;
 pub mod model;
+pub mod partition;
 pub mod plugin;
 pub mod report;
 pub mod target;

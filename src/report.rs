@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use hlo::Module;
+use hlo::partitioning::Partitioning;
 use passes::TrainStep;
 use passes::step::{
     CoefficientPlace, Confidence, DirectionStatus, Gradient, GradientStatus, LinkKind, MomentForm, MomentOf,
@@ -244,8 +245,16 @@ impl Report {
                 })
                 .collect(),
             actuators: actuators(step),
-            notes: step.notes.clone(),
+            notes: split_note(module).into_iter().chain(step.notes.iter().cloned()).collect(),
         }
+    }
+}
+
+/// How the module is split over devices, where it is.
+fn split_note(module: &Module) -> Option<String> {
+    match Partitioning::of(module) {
+        Ok(found) => found.map(|found| format!("the step is split over {found}")),
+        Err(error) => Some(format!("how the step is split over devices cannot be told: {error}")),
     }
 }
 

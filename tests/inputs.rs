@@ -246,10 +246,15 @@ fn arguments_that_the_module_does_not_take_are_left_out() {
 fn functions_that_cannot_be_a_step_are_refused_by_name() {
     refused("symbolic.jax_export", &reader(), &["args[2]", "symbolic dimension \"rows\"", "export the step"]);
     refused("ordered.jax_export", &reader(), &["ordered effects", "OrderedEffect", "tokens"]);
+}
+
+#[test]
+fn exports_over_a_mesh_stay_over_it() {
     let model = Model::open_with(&path("mesh.jax_export"), &reader()).unwrap();
-    assert_eq!(model.find().unwrap().step.parameters.len(), 3);
-    let error = model.inject(&Policy::default(), Platform::Cpu).unwrap_err().to_string();
-    assert!(error.contains("partitioned over devices"), "{error}");
+    let found = model.find().unwrap();
+    assert_eq!((found.step.parameters.len(), found.manifest.launch.partitions.get()), (3, 8));
+    let injected = model.inject(&Policy::default(), Platform::Cpu).unwrap();
+    assert_eq!(injected.manifest.launch.partitions.get(), 8);
 }
 
 #[test]

@@ -1,11 +1,13 @@
 //! `append-state`: the controller's outputs, behind all outputs of the step.
 //!
 //! New state, new counters and new snapshots reuse the buffers of their inputs, which the passes that read them
-//! appended behind all inputs of the step; so every index of the step's own inputs and outputs stays.
+//! appended behind all inputs of the step; so every index of the step's own inputs and outputs stays. Over a mesh every
+//! device has all of what is added, except that a snapshot is split as the state that it is a copy of.
 
 use hlo::{AliasKind, InstructionId, Module, PrimitiveType, Shape};
 
 use crate::layout::{ArrayKind, ControllerInput, ControllerLayout, ControllerOutput, length};
+use crate::mesh;
 use crate::pass::{Changed, Context, Pass, PassError};
 
 /// The pass, see the module's documentation.
@@ -83,6 +85,7 @@ fn append_array(
 ) -> Result<InstructionId, PassError> {
     let (element_type, dims) = (shape.element_type().to_string(), shape.dims().to_vec());
     let (id, parameter) = module.append_parameter(name, shape)?;
+    mesh::split_input(module, id, copy_of)?;
     let name = module.entry_computation().get(id).map_or(name, |i| i.name.as_str()).to_owned();
     layout.inputs.push(ControllerInput { name, kind, parameter, element_type, dims, copy_of });
     Ok(id)
@@ -94,7 +97,7 @@ fn append(
     copy_of: Option<usize>,
     value: InstructionId,
 ) -> Result<ControllerOutput, PassError> {
-    let output = module.append_output(value)?;
+    let output = mesh::append_output(module, value, copy_of)?;
     let made = module.entry_computation().get(value);
     let made = made.ok_or_else(|| PassError::Stale { what: format!("output {output}") })?;
     Ok(ControllerOutput {

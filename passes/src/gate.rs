@@ -14,6 +14,7 @@ use hlo::build::{Builder, Built, ComparisonDirection, sanitize};
 use hlo::{InstructionId, Module, PrimitiveType};
 
 use crate::layout::ClassifiedState;
+use crate::mesh;
 use crate::pass::{Changed, Context, Pass, PassError};
 use crate::policy::Policy;
 use crate::step::{StateClass, TrainStep};
@@ -40,7 +41,8 @@ pub enum PredicateStyle {
     Plain,
     /// Over each shape of at most [`SHARED_LIMIT`] elements as an array of its own, behind an `opt-barrier`: for GPU, whose
     /// compiler puts kernels together that read one array. The updates of all small tensors of a shape, each a kernel in
-    /// the step as it was, become a few. A scalar that they all read does not bring that about.
+    /// the step as it was, become a few. A scalar that they all read does not bring that about. Over a mesh as it is: states
+    /// of one shape may be split in different ways.
     Shared,
 }
 
@@ -59,15 +61,18 @@ impl Pass for Gate {
         let step = context.step()?;
         let applied = context.control()?.applied;
         let states = classify(step, &self.policy)?;
-        let outputs = module.entry_computation().outputs();
+        let outputs = mesh::results(module.entry_computation());
+        let split = mesh::is_split(module);
         let mut replacements = HashMap::new();
         let mut b = Builder::at_entry(module);
         b.set_scope("entropic.gate", "entropic/gate");
         let mut applied = match self.predicate {
             PredicateStyle::Rooted => Spread::new(rooted(&mut b, applied)?),
             PredicateStyle::Plain => Spread::new(applied),
+            PredicateStyle::Shared if split => Spread::new(applied),
             PredicateStyle::Shared => Spread::new(applied).own_up_to(SHARED_LIMIT),
-        };
+        }
+        .one_each(split);
         for (state, decided) in step.states.iter().zip(&states) {
             if !decided.held {
                 continue;

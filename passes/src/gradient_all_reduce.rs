@@ -25,6 +25,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::num::NonZeroU32;
 
 use hlo::build::{Builder, Built, ComparisonDirection, sanitize};
+use hlo::partitioning::Partitioning;
 use hlo::{ComputationId, InstructionId, Module, Opcode, PrimitiveType};
 use serde::{Deserialize, Serialize};
 
@@ -82,7 +83,7 @@ impl Pass for GradientAllReduce {
     fn run(&self, module: &mut Module, context: &mut Context) -> Result<Changed, PassError> {
         let mut step = context.step()?.clone();
         refuse_unsupported(module, &step)?;
-        refuse_collectives(module)?;
+        refuse_parallel(module)?;
         let count = self.count(module, &step)?;
         let mut emitter = Emitter::new(module, self.replicas, count)?;
         emitter.own_keys(&step)?;
@@ -134,8 +135,15 @@ impl GradientAllReduce {
 }
 
 /// A step that exchanges something between devices already is parallel, or belongs to something that is.
-fn refuse_collectives(module: &Module) -> Result<(), PassError> {
+fn refuse_parallel(module: &Module) -> Result<(), PassError> {
     use Opcode as O;
+    if let Some(split) = Partitioning::of(module)?.filter(|split| split.partitions > 1) {
+        let reason = format!(
+            "it is split over {} devices already; give its mesh an axis for the data instead, and export it so",
+            split.partitions
+        );
+        return Err(PassError::NotReplicable { reason });
+    }
     let among = |opcode| {
         matches!(
             opcode,

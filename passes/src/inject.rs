@@ -10,6 +10,7 @@ use crate::gate::{Gate, PredicateStyle};
 use crate::gradient_all_reduce::{GradientAllReduce, Replicas};
 use crate::inline_calls::InlineCalls;
 use crate::layout::ControllerLayout;
+use crate::manual::{EnterBody, LeaveBody};
 use crate::measure_entropy::{MeasureEntropy, ReductionStyle};
 use crate::pass::{Changed, Context, Pass, PassError, Pipeline, PipelineError};
 use crate::policy::{Policy, PolicyError};
@@ -78,7 +79,7 @@ fn add_control(pipeline: Pipeline, policy: &Policy, options: InjectOptions) -> P
         None => pipeline,
     };
     let measure = MeasureEntropy { policy: policy.clone(), reduction: options.reduction };
-    let mut measured = pipeline.with(measure);
+    let mut measured = pipeline.with(EnterBody).with(measure);
     if policy.switch.enabled {
         measured = measured.with(ProjectSteps { rate: policy.switch.rate, reduction: options.reduction });
     }
@@ -91,7 +92,7 @@ fn add_control(pipeline: Pipeline, policy: &Policy, options: InjectOptions) -> P
     let scaled = if policy.scales() { switched.with(ScaleUpdates) } else { switched };
     let gated = scaled.with(Gate { policy: policy.clone(), predicate: options.predicate });
     let kept = if policy.rollback.keeps_snapshot() { gated.with(Rollback) } else { gated };
-    kept.with(AppendState)
+    kept.with(AppendState).with(LeaveBody)
 }
 
 /// Finds the train step in `module` and injects the controller.

@@ -21,6 +21,8 @@ pub mod inline_calls;
 
 pub mod gradient_all_reduce;
 
+pub mod manual;
+
 pub mod measure_entropy;
 
 pub mod project_steps;
@@ -44,6 +46,8 @@ pub mod inject;
 pub mod reference;
 
 pub mod values;
+
+mod mesh;
 
 mod names;
 

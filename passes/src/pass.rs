@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use hlo::build::BuildError;
 use hlo::edit::EditError;
+use hlo::partitioning::PartitioningError;
 use hlo::verify::VerifyErrors;
 use hlo::{InstructionId, Module};
 use thiserror::Error;
@@ -17,6 +18,7 @@ use crate::control::{Controlled, Projections};
 use crate::discover::DiscoverError;
 use crate::gradient_all_reduce::Replicas;
 use crate::layout::ControllerLayout;
+use crate::manual::Entered;
 use crate::measure_entropy::Statistics;
 use crate::policy::PolicyError;
 use crate::rollback::Snapshot;
@@ -61,6 +63,8 @@ pub struct Context {
     pub(crate) replicas: Option<Replicas>,
     /// What each gradient was on this replica, by input number of the parameter.
     pub(crate) local_gradients: BTreeMap<usize, InstructionId>,
+    /// What is outside while passes work inside a body.
+    pub(crate) entered: Option<Entered>,
 }
 
 impl Context {
@@ -132,14 +136,14 @@ pub enum PassError {
         /// Name of the `while`.
         loop_name: String,
     },
-    /// The module is partitioned over devices.
+    /// Part of the step is in a computation that must stay one.
     #[error(
-        "the module is partitioned over devices ({evidence}); control of partitioned steps is not supported in this \
-         version. Export the step for one device"
+        "gradients are computed inside {computation} and used outside; put all of the step inside the `shard_map`, \
+         optimizer included, or export it under `jax.jit` with shardings"
     )]
-    Partitioned {
-        /// What shows it.
-        evidence: String,
+    InsideCall {
+        /// The computation.
+        computation: String,
     },
     /// The step cannot be made data-parallel as was asked.
     #[error("the step cannot be made data-parallel: {reason}")]
@@ -159,6 +163,29 @@ pub enum PassError {
         /// Tree path of each, and why discovery put it into its class.
         states: Vec<(String, String)>,
     },
+    /// The body of a `shard_map` that control cannot be put into.
+    #[error("control cannot be put into {body}, the body of a `shard_map`: {reason}")]
+    Manual {
+        /// The computation.
+        body: String,
+        /// Why.
+        reason: String,
+    },
+    /// A gradient that is not the same on all devices.
+    #[error(
+        "the gradient of {tensor}, {gradient}, differs from device to device, so that devices would decide differently; \
+         add it up over all axes of the mesh (`jax.lax.pmean`) before the optimizer takes it, or export the step under \
+         `jax.jit` with shardings"
+    )]
+    Varying {
+        /// Tree path.
+        tensor: String,
+        /// The gradient.
+        gradient: String,
+    },
+    /// How the module is split over devices cannot be told.
+    #[error("how the module is split over devices cannot be told: {0}")]
+    Partitioning(#[from] PartitioningError),
     /// There is no gradient to measure.
     #[error("no parameter has a gradient, so there is nothing to control:\n{reasons}")]
     NothingToControl {

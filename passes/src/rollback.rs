@@ -20,6 +20,7 @@ use hlo::build::{Builder, sanitize};
 use hlo::{InstructionId, Module};
 
 use crate::append_state::append_snapshot;
+use crate::mesh;
 use crate::pass::{Changed, Context, Pass, PassError};
 use crate::values::{Spread, materialise, replace_outputs};
 
@@ -45,10 +46,11 @@ impl Pass for Rollback {
         let control = context.control()?.rollback.ok_or(PassError::Needs { pass: "control" })?;
         let step = context.step()?;
         let mut layout = context.layout()?.clone();
-        let outputs = module.entry_computation().outputs();
+        let outputs = mesh::results(module.entry_computation());
+        let split = mesh::is_split(module);
         let mut replacements = HashMap::new();
         let mut snapshots = Vec::new();
-        let (mut returns, mut takes) = (Spread::new(control.returns), Spread::new(control.takes));
+        let [mut returns, mut takes] = [control.returns, control.takes].map(|p| Spread::new(p).one_each(split));
         let held: Vec<_> =
             layout.states.iter().filter(|s| s.held).filter_map(|s| step.state(s.input)).cloned().collect();
         for state in held {

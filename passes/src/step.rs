@@ -25,6 +25,8 @@ pub struct TrainStep {
     pub computation: ComputationId,
     /// The `while` whose body the step is, when it is one: its instruction name.
     pub inside_loop: Option<String>,
+    /// Where gradients are accumulated over several calls: a `pred` that holds in the call that consumes them.
+    pub consumes: Option<Value>,
     /// Trainable tensors by input number, those without a gradient included.
     pub parameters: Vec<Parameter>,
     /// Every input that an output succeeds, by input number; parameters included.
@@ -503,6 +505,32 @@ impl TrainStep {
             follow(&mut state.value);
             follow(&mut state.new_value);
         }
+    }
+
+    /// Gives inputs and outputs other numbers: what the functions return for those that they have.
+    pub fn renumber(&mut self, input: &dyn Fn(usize) -> usize, output: &dyn Fn(usize) -> usize) {
+        for parameter in &mut self.parameters {
+            (parameter.input, parameter.output) = (input(parameter.input), output(parameter.output));
+            parameter.master = parameter.master.map(input);
+            for moment in &mut parameter.moments {
+                moment.input = input(moment.input);
+            }
+            if let MomentumStatus::Found(found) = &mut parameter.momentum {
+                for momentum in found {
+                    momentum.input = input(momentum.input);
+                }
+            }
+        }
+        for state in &mut self.states {
+            (state.input, state.output) = (input(state.input), output(state.output));
+        }
+        for number in &mut self.batch {
+            *number = input(*number);
+        }
+        self.loss = self.loss.map(output);
+        self.parameters.sort_by_key(|p| p.input);
+        self.states.sort_by_key(|s| s.input);
+        self.batch.sort_unstable();
     }
 
     /// The state that input `input` is, where it is one.

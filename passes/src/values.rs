@@ -7,6 +7,7 @@ use hlo::edit::EditError;
 use hlo::proto::HloInstructionProto;
 use hlo::{Computation, InstructionId, Module, Opcode, PrimitiveType, Shape};
 
+use crate::mesh;
 use crate::pass::PassError;
 use crate::step::{Factors, Value};
 
@@ -48,27 +49,33 @@ pub(crate) fn scalar(b: &mut Builder<'_>, value: Value, wide: PrimitiveType) -> 
     Ok(b.convert(first, wide)?)
 }
 
-/// A predicate spread over arrays, once for each shape.
+/// A predicate spread over arrays, once for each shape unless told otherwise.
 pub(crate) struct Spread {
     predicate: InstructionId,
     made: Vec<(Shape, InstructionId)>,
     /// Up to this many elements, an array of the predicate is a value of its own, behind an `opt-barrier`.
     own_up_to: u64,
+    /// Whether no two arrays share one: over a mesh arrays of one shape may be split in different ways.
+    one_each: bool,
 }
 
 impl Spread {
     pub(crate) fn new(predicate: InstructionId) -> Self {
-        Self { predicate, made: Vec::new(), own_up_to: 0 }
+        Self { predicate, made: Vec::new(), own_up_to: 0, one_each: false }
     }
 
     pub(crate) fn own_up_to(self, elements: u64) -> Self {
         Self { own_up_to: elements, ..self }
     }
 
+    pub(crate) fn one_each(self, one_each: bool) -> Self {
+        Self { one_each, ..self }
+    }
+
     /// The predicate over the dimensions and the layout of `like`.
     pub(crate) fn over(&mut self, b: &mut Builder<'_>, like: InstructionId) -> Built {
         let shape = b.shape(like)?.with_element_type(PrimitiveType::PRED);
-        if let Some(&(_, made)) = self.made.iter().find(|(known, _)| *known == shape) {
+        if let Some(&(_, made)) = self.made.iter().find(|(known, _)| *known == shape && !self.one_each) {
             return Ok(made);
         }
         let mut made = b.broadcast_scalar_like(self.predicate, like)?;
@@ -232,7 +239,7 @@ pub(crate) fn readers(
     Ok(found)
 }
 
-/// Returns other values at the outputs that are keys of `replacements`.
+/// Returns other values at the outputs that are keys of `replacements`, split over a mesh as those before them.
 ///
 /// # Errors
 ///
@@ -243,12 +250,13 @@ pub(crate) fn replace_outputs(
 ) -> Result<(), PassError> {
     let entry = module.entry_computation();
     let outputs = entry.outputs();
+    let results = mesh::results(entry);
     let single = entry.root_instruction().is_none_or(|root| root.opcode != Opcode::Tuple);
     let mut sorted: Vec<_> = replacements.iter().collect();
     sorted.sort();
     for &(&index, &new) in &sorted {
         let missing = || PassError::Stale { what: format!("output {index}") };
-        let old = outputs.get(index).and_then(|&id| entry.get(id)).ok_or_else(missing)?;
+        let old = results.get(index).and_then(|&id| entry.get(id)).ok_or_else(missing)?;
         let new = entry.get(new).ok_or_else(missing)?;
         if !old.shape.same_array(&new.shape) {
             return Err(PassError::Edit(EditError::ReplacementShape {
@@ -259,16 +267,16 @@ pub(crate) fn replace_outputs(
             }));
         }
     }
-    if single {
-        if let Some(&(_, &new)) = sorted.first() {
-            Builder::at_entry(module).set_root(new)?;
-        }
-        return Ok(());
-    }
-    let root = entry.root();
-    let Some(root) = module.entry_computation_mut().get_mut(root) else { return Ok(()) };
     for (&index, &new) in sorted {
-        if let Some(operand) = root.operands.get_mut(index) {
+        let Some(&outer) = outputs.get(index) else { continue };
+        let new = mesh::rewrap(module, outer, &outputs, new)?;
+        if single {
+            Builder::at_entry(module).set_root(new)?;
+            continue;
+        }
+        let entry = module.entry_computation_mut();
+        let root = entry.root();
+        if let Some(operand) = entry.get_mut(root).and_then(|root| root.operands.get_mut(index)) {
             *operand = new;
         }
     }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::AuditError;
 use crate::engine::Engine;
 use crate::isolate::{Request, Task, TaskError, Worker};
+use crate::partition::{assign, partition};
 use crate::plugin;
 use crate::target::{Platform, Target};
 
@@ -91,11 +92,17 @@ impl Task for Compile {
             let options: Vec<(&str, NamedValue)> =
                 self.topology_options.iter().map(|(name, value)| (name.as_str(), value.as_str().into())).collect();
             let topology = Topology::create(&Plugin::load(&self.plugin)?, name, &options)?;
-            let compiled = topology.compile(&Program::hlo(&code), &CompileOptions::default())?;
+            let mut options = CompileOptions::default();
+            if partition(&mut options, &Module::import(&code)?)? > 1 {
+                let devices: Vec<i32> = topology.devices().iter().map(|device| device.id).collect();
+                assign(&mut options, &devices, name)?;
+            }
+            let compiled = topology.compile(&Program::hlo(&code), &options)?;
             return report(&compiled, topology.platform_version());
         }
-        let engine = Engine::open(&self.plugin.display().to_string())?;
-        let executable = engine.compile(&Module::import(&code)?, "the program")?;
+        let module = Module::import(&code)?;
+        let engine = Engine::open_for_module(&self.plugin, &module)?;
+        let executable = engine.compile(&module, "the program")?;
         report(executable.compiled(), &engine.platform())
     }
 }

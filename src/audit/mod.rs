@@ -117,6 +117,18 @@ pub struct Side {
     pub kernels: Vec<Kernel>,
 }
 
+/// Communication of one kind in one step; less than nothing where there is less of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Communicated {
+    /// How often it runs.
+    pub launches: i64,
+    /// Bytes of the results on one device.
+    pub bytes: i64,
+}
+
+/// Collectives that add up, the later half of asynchronous ones included.
+const SUMS: &[&str] = &["all-reduce", "all-reduce-start", "reduce-scatter"];
+
 /// Limits on what control may cost. What is `None` has no limit.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Limits {
@@ -128,6 +140,8 @@ pub struct Limits {
     pub extra_temp: Option<f64>,
     /// Whether nothing may be added that brings the host in.
     pub no_host: bool,
+    /// Whether devices may send each other nothing more but sums.
+    pub only_sums: bool,
 }
 
 impl Audit {
@@ -172,6 +186,22 @@ impl Audit {
     #[must_use]
     pub fn extra_kernels(&self) -> i64 {
         difference(self.plain.all_launches, self.injected.all_launches)
+    }
+
+    /// Communication added, by operation; what is gone is subtracted, and what is equal left out.
+    #[must_use]
+    pub fn extra_collectives(&self) -> BTreeMap<String, Communicated> {
+        let mut extra: BTreeMap<String, Communicated> = BTreeMap::new();
+        for (side, sign) in [(&self.injected, 1), (&self.plain, -1)] {
+            for collective in &side.collectives {
+                let signed = |n: u64| sign * i64::try_from(n).unwrap_or(i64::MAX);
+                let more = extra.entry(collective.opcode.clone()).or_default();
+                more.launches = more.launches.saturating_add(signed(collective.launches));
+                more.bytes = more.bytes.saturating_add(signed(collective.bytes.saturating_mul(collective.launches)));
+            }
+        }
+        extra.retain(|_, more| *more != Communicated::default());
+        extra
     }
 
     /// Bytes accessed added, in percent.
@@ -227,6 +257,13 @@ impl Audit {
         if limits.no_host {
             for h in self.extra_host() {
                 exceeded.push(format!("%{} brings the host in: {} ({})", h.name, h.what, h.op_name));
+            }
+        }
+        if limits.only_sums {
+            for (opcode, more) in self.extra_collectives() {
+                if more.launches > 0 && !SUMS.contains(&opcode.as_str()) {
+                    exceeded.push(format!("{} more {opcode} run in a step, with {} bytes", more.launches, more.bytes));
+                }
             }
         }
         for lost in &self.aliases_lost {

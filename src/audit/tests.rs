@@ -2,7 +2,7 @@
 
 use super::compile::{CompilerReport, Memory, Optimized};
 use super::kernel::{KernelKind, Profile};
-use super::{Audit, CountedBy, Limits};
+use super::{Audit, Communicated, CountedBy, Limits};
 use crate::target::{Platform, Target};
 
 fn profile(text: &str, platform: Platform) -> Profile {
@@ -157,6 +157,12 @@ fn step(root: &str, control: &str, alias: &str) -> Optimized {
     let text = format!(
         r#"HloModule m{alias}
 
+%add (x: f32[], y: f32[]) -> f32[] {{
+  %x = f32[] parameter(0)
+  %y = f32[] parameter(1)
+  ROOT %s = f32[] add(%x, %y)
+}}
+
 %update (w: f32[8], g: f32[8]) -> f32[8] {{
   %w = f32[8]{{0}} parameter(0)
   %g = f32[8]{{0}} parameter(1)
@@ -193,10 +199,32 @@ fn a_kernel_with_control_in_it_is_the_same_kernel() {
     assert_eq!((audit.aliases_kept, audit.aliases_lost.len()), (1, 0));
     assert_eq!(audit.controller_ops["entropic/gate"], ["fusion"]);
     assert_eq!(audit.controller_ops["entropic/measure-entropy/w"], ["square"]);
-    let limits = Limits { extra_kernels: Some(1), extra_bytes: Some(200.0), extra_temp: Some(0.0), no_host: true };
+    let limits = Limits {
+        extra_kernels: Some(1),
+        extra_bytes: Some(200.0),
+        extra_temp: Some(0.0),
+        no_host: true,
+        only_sums: true,
+    };
     assert!(audit.exceeded(&limits).is_empty());
     let exceeded = audit.exceeded(&Limits { extra_kernels: Some(0), extra_bytes: Some(1.0), ..limits });
     assert_eq!(exceeded.len(), 2, "{exceeded:?}");
+}
+
+#[test]
+fn only_sums_between_devices_are_allowed_to_be_added() {
+    let target: Target = "tpu-v5e:4x4".parse().unwrap();
+    let limits = Limits { only_sums: true, ..Limits::default() };
+    let plain = step(PLAIN, "", ALIAS);
+    let sum = "  %sum = f32[8]{0} all-reduce(%g.1), replica_groups={}, to_apply=%add";
+    let gather = "  %all = f32[64]{0} all-gather(%g.1), replica_groups={}, dimensions={0}";
+    let with = |control: &str| Audit::compare(&target, &plain, &step(GATED, control, ALIAS));
+    let summed = with(sum);
+    assert_eq!(summed.extra_collectives()["all-reduce"], Communicated { launches: 1, bytes: 32 });
+    assert!(summed.exceeded(&limits).is_empty());
+    let exceeded = with(gather).exceeded(&limits);
+    assert!(exceeded.len() == 1 && exceeded[0].contains("1 more all-gather"), "{exceeded:?}");
+    assert!(with(gather).exceeded(&Limits::default()).is_empty());
 }
 
 #[test]

@@ -5,7 +5,9 @@
 //! output, who succeeds whom, the computations for the initial state and the held-out loss, and the batch.
 
 use std::collections::HashMap;
+use std::num::NonZeroU32;
 
+use hlo::partitioning::Partitioning;
 use hlo::{Module, Shape};
 use passes::ControllerLayout;
 use passes::layout::{ArrayKind, ControllerInput, LAYOUT_FORMAT_VERSION, length};
@@ -36,6 +38,7 @@ pub fn check(manifest: &Manifest, module: &Module) -> Result<(), CheckError> {
     check_inputs(manifest, module)?;
     check_outputs(manifest, module)?;
     check_successors(manifest)?;
+    check_partitions(manifest, module)?;
     for (place, file) in [
         ("module", Some(&manifest.module)),
         ("init.file", manifest.init.as_ref().map(|i| &i.file)),
@@ -154,6 +157,29 @@ fn check_successors(manifest: &Manifest) -> Result<(), CheckError> {
         }
     }
     Ok(())
+}
+
+/// Whether the manifest says over how many devices the module is split.
+fn check_partitions(manifest: &Manifest, module: &Module) -> Result<(), CheckError> {
+    let (said, found) = (manifest.launch.partitions, partitions(module)?);
+    if said == found {
+        return Ok(());
+    }
+    refuse(
+        "launch.partitions",
+        format!(
+            "it is {said}, and the module is split over {found} devices; write `\"launch\": {{\"partitions\": {found}}}`"
+        ),
+    )
+}
+
+/// Over how many devices a module is split.
+pub(crate) fn partitions(module: &Module) -> Result<NonZeroU32, CheckError> {
+    let found = match Partitioning::of(module) {
+        Ok(found) => found.map_or(1, |p| p.partitions),
+        Err(error) => return refuse("module", error.to_string()),
+    };
+    Ok(u32::try_from(found).ok().and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MIN))
 }
 
 fn check_init(manifest: &Manifest, init: &Init) -> Result<(), CheckError> {
@@ -407,6 +433,12 @@ mod tests {
         check_edit(|m| m.outputs[11].input = Some(6), &["outputs[11].input", "outputs[6]"]);
         check_edit(|m| m.outputs[5].input = None, &["inputs[5] (opt_state[0].count)", "no output"]);
         check_edit(|m| m.inputs[16].role = InputRole::State, &["inputs[16] (tokens)"]);
+    }
+
+    #[test]
+    fn the_number_of_partitions_is_that_of_the_module() {
+        let eight = NonZeroU32::new(8).unwrap();
+        check_edit(|m| m.launch.partitions = eight, &["launch.partitions", "it is 8", "over 1 devices"]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use passes::TrainStep;
 use passes::step::StateRole;
 
 use super::Dtype;
-use super::check::{CheckError, output_shapes};
+use super::check::{CheckError, output_shapes, partitions};
 use crate::input::Origin;
 
 use super::manifest::{FORMAT_VERSION, Input, InputRole, Launch, Manifest, Output, OutputRole};
@@ -66,9 +66,14 @@ pub fn derive(module: &Module, step: &TrainStep, file: &str, origin: &Origin) ->
         data: None,
         target_platforms: origin.chosen.clone().map_or_else(|| origin.platforms.clone(), |chosen| vec![chosen]),
         versions: BTreeMap::new(),
-        launch: Launch::default(),
+        launch: launch(module)?,
         controller: None,
     })
+}
+
+/// One step on as many devices as the module is split over.
+fn launch(module: &Module) -> Result<Launch, CheckError> {
+    Ok(Launch { partitions: partitions(module)?, ..Launch::default() })
 }
 
 fn input_role(step: &TrainStep, number: usize) -> InputRole {

@@ -48,6 +48,9 @@ pub(super) struct Arguments {
     /// Fail where control brings the host into the step.
     #[arg(long)]
     no_host: bool,
+    /// Fail where control has devices send each other more than sums: no parameter and no gradient is gathered for it.
+    #[arg(long)]
+    only_sums: bool,
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
@@ -78,6 +81,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
         extra_bytes: arguments.max_extra_bytes,
         extra_temp: arguments.max_extra_temp,
         no_host: arguments.no_host,
+        only_sums: arguments.only_sums,
     };
     let exceeded = audit.exceeded(&limits);
     if !exceeded.is_empty() {
@@ -154,6 +158,9 @@ fn describe(audit: &Audit) -> String {
         "{table}\ntarget {} ({compiler}); bytes accessed and operations {counted}, bytes of main memory from shapes\n",
         audit.target
     );
+    for (opcode, more) in audit.extra_collectives() {
+        text += &format!("{opcode}: {:+} in a step, {:+} bytes\n", more.launches, more.bytes);
+    }
     text += &kernels("kernels that only the controlled step has", &audit.added);
     text += &kernels("kernels that only the plain step has", &audit.removed);
     text += &placement(audit);

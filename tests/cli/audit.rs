@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::broken_programs::all;
 use super::refusals::refused;
-use super::{run, succeed, workplace};
+use super::{root, run, succeed, workplace};
 
 fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap()
@@ -54,6 +54,28 @@ fn limits_make_it_a_check() {
     refused(at.path(), "audit mlp --target cpu --max-extra-kernels 0", &["more kernels are launched", "0 are allowed"]);
     refused(at.path(), "audit mlp --target cpu --max-extra-bytes 0.5", &["bytes accessed grow by", "0.5% are allowed"]);
     refused(at.path(), "audit mlp --target cpu --max-extra-temp 0.1", &["scratch memory grow by"]);
+}
+
+#[test]
+fn steps_over_a_mesh_are_compiled_for_all_of_it() {
+    let at = workplace();
+    for name in ["mlp_fsdp", "mlp_manual_local"] {
+        let file = format!("{name}.hlo.pb");
+        fs::copy(root().join("tests/corpus_mesh").join(&file), at.path().join(&file)).unwrap();
+    }
+    let table = succeed(at.path(), "audit mlp_fsdp.hlo.pb --target cpu --only-sums");
+    assert!(table.contains("13 of 13 kept") && table.contains("all-reduce: +"), "{table}");
+    assert!(!table.contains("all-gather: +"), "{table}");
+    assert!(
+        succeed(at.path(), "inspect mlp_fsdp.hlo.pb").contains("split over 8 devices by Shardy (mesh data=4, model=2)")
+    );
+    succeed(at.path(), "inject mlp_fsdp.hlo.pb -o controlled.hlo.pb");
+    let manifest = json(&fs::read_to_string(at.path().join("controlled.manifest.json")).unwrap());
+    assert_eq!(manifest["launch"]["partitions"], 8);
+    let verify = "inject mlp_fsdp.hlo.pb -o verified.hlo.pb --verify";
+    refused(at.path(), verify, &["split over 8 devices", "this cpu has 1", "export the step for one device"]);
+    let local = "inject mlp_manual_local.hlo.pb -o out.hlo.pb";
+    refused(at.path(), local, &["the gradient of p['b1']", "differs from device to device"]);
 }
 
 #[test]

@@ -95,12 +95,11 @@ fn kernels_that_the_cpu_does_not_have_are_named() {
 #[test]
 fn exports_that_are_none() {
     let at = workplace();
-    for name in ["symbolic.jax_export", "ordered.jax_export", "mesh.jax_export"] {
+    for name in ["symbolic.jax_export", "ordered.jax_export"] {
         bring(at.path(), name);
     }
     refused(at.path(), "show symbolic.jax_export", &["symbolic.jax_export", "rows"]);
     refused(at.path(), "inspect ordered.jax_export", &["ordered effects"]);
-    refused(at.path(), "inject mesh.jax_export -o out.hlo.pb", &["partitioned over devices"]);
     let whole = fs::read(root().join("tests/corpus_inputs/mlp.jax_export")).unwrap();
     fs::write(at.path().join("half"), &whole[..whole.len() / 2]).unwrap();
     refused(at.path(), "inspect half", &["half", "damaged or truncated"]);

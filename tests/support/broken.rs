@@ -199,7 +199,7 @@ pub fn all() -> Vec<Broken> {
             custom_call(m, "no_such_ffi", 4);
         }),
         broken("a custom call without a target", Compiler, &["compile"], |m| custom_call(m, "", 2)),
-        broken("a sharding for devices that are not there", Compiler, &["hlo_sharding"], |m| {
+        broken("a sharding for devices that are not there", Compiler, &["as many devices"], |m| {
             at(m, "g").sharding = OpSharding {
                 r#type: op_sharding::Type::OTHER.into(),
                 tile_assignment_dimensions: vec![7],

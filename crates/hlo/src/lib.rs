@@ -5,8 +5,8 @@
 //! deterministically (same module, same bytes). In between, [`build`] emits
 //! instructions with inferred shapes, [`edit`] changes a computation and keeps
 //! everything that must agree with it in step, [`verify`] states the rules a
-//! module must obey before a compiler sees it, and [`text`] prints it as XLA does
-//! and reads what XLA prints.
+//! module must obey before a compiler sees it, [`partitioning`] tells how it is split over
+//! devices, and [`text`] prints it as XLA does and reads what XLA prints.
 //!
 //! The crate knows no gradients, no compiler and no files: bytes in, bytes out.
 //! It never panics on any input; what it cannot represent it refuses by name.
@@ -42,6 +42,8 @@ pub mod build;
 pub mod edit;
 
 pub mod verify;
+
+pub mod partitioning;
 
 pub mod text;
 

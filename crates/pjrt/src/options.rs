@@ -19,6 +19,11 @@ pub struct CompileOptions {
     /// Whether Shardy splits it. Needed for programs with `xla.sdy` annotations, wrong for those with only the
     /// older ones.
     pub use_shardy_partitioner: bool,
+    /// For each output in turn whether the partitioner chooses how to split it where the program does not say; where it may
+    /// not, every partition has all of it. Empty: it may for none. A single value is for all outputs.
+    pub allow_spmd_sharding_propagation_to_output: Vec<bool>,
+    /// The same for parameters.
+    pub allow_spmd_sharding_propagation_to_parameters: Vec<bool>,
     /// The devices to run on; if `None`, the plugin chooses.
     pub device_assignment: Option<DeviceAssignment>,
     /// Compiler flags by name, without the leading dashes, as in `xla_cpu_enable_fast_math`.
@@ -32,6 +37,8 @@ impl Default for CompileOptions {
             num_partitions: 1,
             use_spmd_partitioning: false,
             use_shardy_partitioner: false,
+            allow_spmd_sharding_propagation_to_output: Vec::new(),
+            allow_spmd_sharding_propagation_to_parameters: Vec::new(),
             device_assignment: None,
             env_option_overrides: BTreeMap::new(),
         }
@@ -100,10 +107,10 @@ impl CompileOptions {
             }
             build.message(9, &assignment.to_message(replicas, partitions));
         }
-        // The compiler's own defaults, which an absent field does not stand for: shardings do not spread to outputs
-        // (12) and parameters (18), and there is one process (23).
-        build.bytes(12, &[0]);
-        build.bytes(18, &[0]);
+        // An absent field does not stand for the compiler's own defaults: nothing spreads (12 and 18), and there is one
+        // process (23).
+        build.flags(12, &self.allow_spmd_sharding_propagation_to_output);
+        build.flags(18, &self.allow_spmd_sharding_propagation_to_parameters);
         build.bool(19, self.use_shardy_partitioner);
         build.int(23, 1);
 
@@ -177,6 +184,12 @@ impl Message {
         self.0.extend(value);
     }
 
+    /// A list of truth values, `[false]` where there are none.
+    fn flags(&mut self, field: u64, flags: &[bool]) {
+        let flags: Vec<u8> = flags.iter().map(|&flag| u8::from(flag)).collect();
+        self.bytes(field, if flags.is_empty() { &[0] } else { &flags });
+    }
+
     fn message(&mut self, field: u64, value: &Self) {
         self.bytes(field, &value.0);
     }
@@ -225,6 +238,16 @@ mod tests {
         let bytes = hex(&options.to_bytes().unwrap());
         let tail: String = [1, 3, 2, 0].iter().map(|&index: &usize| overrides[index].2.replace(' ', "")).collect();
         assert!(bytes.ends_with(&tail), "{bytes} does not end with {tail}");
+    }
+
+    #[test]
+    fn what_may_spread_is_listed() {
+        let options = CompileOptions {
+            allow_spmd_sharding_propagation_to_output: vec![true, false],
+            allow_spmd_sharding_propagation_to_parameters: vec![true],
+            ..CompileOptions::default()
+        };
+        assert!(hex(&options.to_bytes().unwrap()).contains("62020100920101019801"));
     }
 
     #[test]

@@ -35,6 +35,7 @@ struct Vote {
 pub(super) fn decide(
     e: &mut Emitter<'_>,
     layout: &ControllerLayout,
+    consumes: Option<InstructionId>,
     measured: &Measured,
     target: &Target,
 ) -> Made<Decision> {
@@ -44,8 +45,13 @@ pub(super) fn decide(
     let gate_finite = e.number("gate.non_finite")?;
     let gate_finite = e.is(gate_finite, Is::Ne, 0.0)?;
     let accepted = e.scalar(Array::Counters, "accepted")?;
-    let (norm, threshold) = vote_by_norm(e, measured, accepted)?;
-    let (entropy, low, high) = vote_by_entropy(e, measured, target, accepted)?;
+    let (mut norm, threshold) = vote_by_norm(e, measured, accepted)?;
+    let (mut entropy, low, high) = vote_by_entropy(e, measured, target, accepted)?;
+    if let Some(consumes) = consumes {
+        // What is being accumulated is judged when it is complete.
+        norm.cast = e.and(norm.cast, consumes)?;
+        entropy.cast = e.and(entropy.cast, consumes)?;
+    }
 
     let all = e.number("gate.all")?;
     let all = e.is(all, Is::Ne, 0.0)?;
@@ -61,6 +67,10 @@ pub(super) fn decide(
     let held = e.binary(Opcode::Or, stopped, paused)?;
     let applied = e.b.named("entropic.applied").not(held)?;
     let accepted = e.and(applied, finite)?;
+    let accepted = match consumes {
+        Some(consumes) => e.and(accepted, consumes)?,
+        None => accepted,
+    };
 
     let streak = e.counted("non_finite_streak", not_finite)?;
     let zero = e.s32(0)?;

@@ -19,7 +19,7 @@ pub(super) fn emit(module: &mut Module, layout: &ControllerLayout, inputs: &Inpu
     let e = &mut Emitter::new(module, layout, inputs)?;
     let measured = measure(e, layout, inputs)?;
     let target = target(e)?;
-    let decision = decide(e, layout, &measured, &target)?;
+    let decision = decide(e, layout, inputs.consumes, &measured, &target)?;
     let paused = pause(e, &measured, &decision)?;
     let ratio = follow_entropy(e, layout, &measured, &decision, &target, &paused)?;
     follow_norm(e, &measured, &decision, &paused)?;

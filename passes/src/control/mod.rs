@@ -48,6 +48,7 @@ use crate::append_state::append_input;
 use crate::layout::{ArrayKind, ControlledTensor, ControllerLayout, StepFacts, length};
 use crate::pass::{Changed, Context, Pass, PassError};
 use crate::policy::Policy;
+use crate::values::scalar;
 
 /// The pass, see the module's documentation; the layout that `measure-entropy` made holds what it needs of the policy.
 #[derive(Debug, Clone, Copy, Default)]
@@ -119,7 +120,13 @@ impl Pass for Control {
         let statistics = context.statistics()?;
         let (policy, measured) = (statistics.policy, statistics.measured);
         let mut layout = context.layout()?.clone();
+        let consumes = context.step.as_ref().and_then(|step| step.consumes);
+        let consumes = match consumes {
+            Some(value) => Some(scalar(&mut Builder::at_entry(module), value, PrimitiveType::PRED)?),
+            None => None,
+        };
         let inputs = Inputs {
+            consumes,
             energy: measured.energy,
             nats: measured.nats,
             projections: context.projections,
@@ -156,6 +163,7 @@ pub fn standalone(
     let mut b = Builder::at_entry(&mut module);
     let mut input = |name, element_type, len: usize| b.parameter(name, Shape::array(element_type, &[len as i64]));
     let inputs = Inputs {
+        consumes: None,
         energy: input("energy", PrimitiveType::F32, n)?,
         nats: input("nats", PrimitiveType::F32, n + 1)?,
         projections: match layout.switch {
@@ -178,6 +186,8 @@ pub fn standalone(
 
 /// What control reads.
 struct Inputs {
+    /// Whether the step consumes the gradient, where it accumulates it over several; pred\[\].
+    consumes: Option<InstructionId>,
     /// S of each tensor, f32\[n\].
     energy: InstructionId,
     /// h of each tensor and last that of the whole gradient, f32\[n + 1\].

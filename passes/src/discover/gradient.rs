@@ -11,6 +11,7 @@ use std::collections::{BTreeSet, HashSet};
 
 use hlo::Opcode;
 
+use super::accumulation::Accumulation;
 use super::dominance::DominatorTree;
 use super::error::{Refusal, RefusalKind};
 use super::flow::Flow;
@@ -36,6 +37,8 @@ pub(super) struct Found {
     pub(super) only_through: Option<usize>,
     /// Learning-rate factors taken off the end (steps without moments).
     pub(super) peeled: usize,
+    /// Where gradients are accumulated over several calls: the predicate that holds in the one that consumes them.
+    pub(super) consumes: Option<NodeId>,
 }
 
 /// A link as nodes.
@@ -175,7 +178,37 @@ impl<'f, 'g, 'm> Finder<'f, 'g, 'm> {
             found.raw = self.peel(found.raw, tree, &fits).0;
         }
         self.complete_averages(&mut found, &group);
+        if let Some(Accumulation { consumes, waiting }) = Accumulation::of(flow, &group) {
+            let sinks = waiting.iter().filter_map(|&s| flow.floats.get(s)).map(|s| s.new).chain([updated.new]);
+            let bottom = sinks.map(Some).reduce(|a, b| tree.common(a, b)).flatten();
+            let mask = self.group_mask(&waiting);
+            let fits = |id: NodeId| {
+                graph.dims(id) == graph.dims(parameter.old)
+                    && graph.is_floating(id)
+                    && !reach.reaches_any(&mask, id)
+                    && !carried.contains(&id)
+                    && !graph.node(id).inner
+            };
+            if let Some(taken) = tree.chain(bottom).find(|&id| fits(id)) {
+                found.measured = self.before_clipping(taken, &group, &waiting, tree, scalar);
+                found.consumes = Some(consumes);
+            }
+        }
         Outcome::Found(found)
+    }
+
+    /// Of what moments take in, accumulated over several calls, the value before clipping: as long as it is accumulated.
+    fn before_clipping(
+        &self,
+        taken: NodeId,
+        group: &[usize],
+        waiting: &[usize],
+        tree: &DominatorTree,
+        scalar: bool,
+    ) -> NodeId {
+        let accumulators: Vec<usize> = group.iter().copied().filter(|s| !waiting.contains(s)).collect();
+        let measured = self.walk_back(taken, 0, tree, scalar).measured;
+        if self.flow.all.reaches_any(&self.group_mask(&accumulators), measured) { measured } else { taken }
     }
 
     /// `m' = a·m + (1 - a)·g`, where nothing but this sum reads `g`: the last array before the moment is `(1 - a)·g`,
@@ -415,6 +448,7 @@ impl<'f, 'g, 'm> Finder<'f, 'g, 'm> {
             links: Vec::new(),
             only_through: None,
             peeled,
+            consumes: None,
         };
         let mut unscaled = false;
         let mut at = eff;

@@ -8,6 +8,7 @@
 //! without them. What cannot be decided is refused with the candidates; no tensor is
 //! ever guessed.
 
+mod accumulation;
 mod classify;
 mod direction;
 mod dominance;
@@ -24,7 +25,7 @@ mod update;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use hlo::{ComputationId, Module, Opcode, Shape};
+use hlo::{ComputationId, Instruction, Module, Opcode, Shape};
 
 pub use error::{DiscoverError, Refusal, RefusalKind};
 pub use replicas::{DataCount, data_dependent_counts, varying_outputs};
@@ -35,6 +36,7 @@ use self::gradient::{Finder, Outcome};
 use self::graph::{Graph, NodeId, Op};
 use self::pair::{CarryPaths, Pair, Pairs};
 use self::roles::Roles;
+use crate::manual::Body;
 use crate::step::{
     Confidence, GradientStatus, LinkKind, Moment, MomentumStatus, Pairing, Parameter, State, StateClass, StateRole,
     TrainStep,
@@ -49,6 +51,10 @@ use crate::step::{
 ///
 /// Where no step is found, or the gradient of some parameter is not decided.
 pub fn discover(module: &Module) -> Result<TrainStep, DiscoverError> {
+    // A body that control cannot be put into is looked at from outside; who wants to control it learns why not.
+    if let Ok(Some(body)) = Body::of(module) {
+        return in_body(module, &body);
+    }
     let entry = module.entry();
     let graph = Graph::new(module, entry)?;
     if graph.inputs.is_empty() || graph.outputs.is_empty() {
@@ -185,6 +191,32 @@ fn in_loop(
     Ok(step)
 }
 
+/// The step in the body of a `shard_map`, with the program's names and numbers for inputs and outputs.
+fn in_body(module: &Module, body: &Body) -> Result<TrainStep, DiscoverError> {
+    let mut inner = module.clone();
+    if inner.enter(body.computation(), &body.aliases_inside(module)).is_err() {
+        return Err(DiscoverError::NoSuchComputation { computation: body.computation().index().to_string() });
+    }
+    let mut step = body.numbers_outside(&discover(&inner)?);
+    let entry = module.entry_computation();
+    let names: Vec<Option<String>> = entry.parameters().into_iter().map(|id| given_name(entry.get(id)?)).collect();
+    let name = |input: usize| names.get(input).cloned().flatten();
+    for parameter in &mut step.parameters {
+        parameter.name = name(parameter.input).unwrap_or_else(|| std::mem::take(&mut parameter.name));
+    }
+    for state in &mut step.states {
+        state.name = name(state.input).unwrap_or_else(|| std::mem::take(&mut state.name));
+    }
+    let computation = module.computation(body.computation()).map_or("", |c| c.name.as_str());
+    step.notes.push(format!("the step runs per device inside {computation:?} (shard_map)"));
+    Ok(step)
+}
+
+/// The tree path that the front end left.
+fn given_name(instruction: &Instruction) -> Option<String> {
+    Some(instruction.op_name().to_owned()).filter(|path| !path.is_empty())
+}
+
 /// Notes where the step's values live in a computation that must stay a call (`shard_map`).
 fn in_manual_computation(module: &Module, graph: &Graph<'_>, mut step: TrainStep) -> TrainStep {
     let outside = graph.ids().map(|id| graph.node(id)).find(|n| {
@@ -213,6 +245,7 @@ fn describe(graph: &Graph<'_>, flow: &Flow<'_, '_>, roles: Roles, pairs: &Pairs)
     let float_index: BTreeMap<NodeId, usize> = flow.floats.iter().enumerate().map(|(k, s)| (s.old, k)).collect();
     let mut finder = Finder::new(flow, &roles, &pairs.carry);
     let mut parameters = Vec::new();
+    let mut consumes = Vec::new();
     // Tensors first: what their updates take in from the side is no flow for scalars.
     for &p in &roles.parameters {
         let Some(state) = flow.floats.get(p) else {
@@ -222,6 +255,9 @@ fn describe(graph: &Graph<'_>, flow: &Flow<'_, '_>, roles: Roles, pairs: &Pairs)
         if let Outcome::Refused(refusal) = outcome {
             refusals.push(refusal);
             continue;
+        }
+        if let Outcome::Found(found) = &outcome {
+            consumes.push(found.consumes);
         }
         parameters.push(parameter(flow, &roles, p, state, outcome));
     }
@@ -271,6 +307,12 @@ fn describe(graph: &Graph<'_>, flow: &Flow<'_, '_>, roles: Roles, pairs: &Pairs)
     let step = TrainStep {
         computation: graph.computation,
         inside_loop: None,
+        consumes: consumes
+            .first()
+            .copied()
+            .flatten()
+            .filter(|c| consumes.iter().all(|other| *other == Some(*c)))
+            .map(|c| graph.value(c)),
         parameters,
         states,
         batch: flow.batch.clone(),
@@ -316,8 +358,14 @@ fn with_notes(mut step: TrainStep) -> TrainStep {
         ));
     }
     if step.states.iter().any(|s| s.role == StateRole::AccumulationCounter) {
-        step.notes
-            .push("gradients are accumulated over several calls: `eff` is the gradient of one micro-batch".into());
+        step.notes.push(match step.consumes {
+            Some(_) => {
+                "gradients are accumulated over several calls: `eff` is the gradient of one micro-batch; what the \
+                        moments take in is measured, and the controller goes on in the call that consumes it"
+                    .into()
+            }
+            None => "gradients are accumulated over several calls: `eff` is the gradient of one micro-batch".into(),
+        });
     }
     step
 }

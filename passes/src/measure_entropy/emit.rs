@@ -7,6 +7,7 @@ use hlo::proto::HloInstructionProto;
 use hlo::{ComputationId, InstructionId, Module, Opcode, PrimitiveType, Shape};
 
 use super::{Measured, ReductionStyle, histogram, shares, softmax};
+use crate::mesh;
 use crate::policy::{EntropyPolicy, Estimator};
 use crate::values::apart;
 
@@ -69,6 +70,10 @@ pub(crate) struct Emitter<'m> {
 
 impl<'m> Emitter<'m> {
     pub(crate) fn new(module: &'m mut Module, reduction: ReductionStyle) -> Result<Self, BuildError> {
+        // Partitioners gather the parts of a variadic sum instead of adding them up, and arrays of one shape may be split in
+        // different ways.
+        let split = reduction == ReductionStyle::Variadic && mesh::is_split(module);
+        let reduction = if split { ReductionStyle::Separate } else { reduction };
         let mut b = Builder::at_entry(module);
         b.set_scope("entropic.measure", "entropic/measure-entropy");
         let zero = b.named("entropic.zero").constant_f32(0.0)?;

@@ -38,9 +38,7 @@ mod softmax;
 use std::num::NonZeroU32;
 
 use hlo::build::{BuildError, Builder};
-use hlo::proto::OpSharding;
-use hlo::proto::op_sharding::Type;
-use hlo::{InstructionId, Module, Opcode, PrimitiveType};
+use hlo::{Instruction, InstructionId, Module, Opcode, PrimitiveType};
 
 use emit::{Emitter, Gradient};
 
@@ -70,6 +68,7 @@ pub enum ReductionStyle {
     /// One variadic `reduce` for all sums that do not wait for each other: for GPU, where every `reduce` is a kernel. Of
     /// `energy` and `magnitude`, gradients of the same dimensions are stacked and share one.
     /// Entropies by offset: below 2¹⁴ elements and for gradients far from 1 the error of `energy` can reach 3e-5.
+    /// Steps over a mesh get `Separate` instead: partitioners gather the parts of a variadic sum.
     Variadic,
 }
 
@@ -110,7 +109,7 @@ impl Pass for MeasureEntropy {
     fn run(&self, module: &mut Module, context: &mut Context) -> Result<Changed, PassError> {
         let step = context.step()?;
         refuse_unsupported(module, step)?;
-        let local = self.local_replicas(context);
+        let local = self.local_replicas(context, step)?;
         let measured = |input: usize, value: Value| match context.local_gradients.get(&input) {
             Some(&own) if local.is_some() => Value::array(own),
             _ => value,
@@ -159,9 +158,21 @@ impl Pass for MeasureEntropy {
 
 impl MeasureEntropy {
     /// The replicas whose own gradients are measured; `None` where the one of all of them is.
-    fn local_replicas(&self, context: &Context) -> Option<NonZeroU32> {
-        let local = self.policy.replicas.entropy_of == EntropyOf::LocalMean;
-        context.replicas.filter(|_| local).map(|replicas| replicas.count)
+    fn local_replicas(&self, context: &Context, step: &TrainStep) -> Result<Option<NonZeroU32>, PassError> {
+        if self.policy.replicas.entropy_of == EntropyOf::Global {
+            return Ok(None);
+        }
+        let Some(replicas) = context.replicas else { return Ok(None) };
+        let hides = match step.states.iter().any(|s| s.role == StateRole::LossScale) {
+            true => "its loss scale is taken out of the gradient after the reduction",
+            false if step.consumes.is_some() => "gradients are accumulated after the reduction",
+            false => return Ok(Some(replicas.count)),
+        };
+        let reason = format!(
+            "the policy measures each replica's own gradient (`replicas.entropy_of = \"local-mean\"`), and {hides}; measure the \
+             \"global\" one"
+        );
+        Err(PassError::NotReplicable { reason })
     }
 }
 
@@ -208,26 +219,24 @@ pub fn statistics_of(
     emitter.measure(&measured, entropy, &|e| temperature.map_or_else(|| e.b.constant_f32(literal), Ok))
 }
 
+/// What leads into the body of a `shard_map` under GSPMD.
+const TO_SHARD: &str = "SPMDFullToShardShape";
+
 pub(crate) fn refuse_unsupported(module: &Module, step: &TrainStep) -> Result<(), PassError> {
     if let Some(loop_name) = &step.inside_loop {
         return Err(PassError::InsideLoop { loop_name: loop_name.clone() });
     }
     if step.computation != module.entry() {
-        let name = module.computation(step.computation).map_or("another computation", |c| c.name.as_str());
-        return Err(PassError::Partitioned { evidence: format!("the step is in {name}") });
+        let computation = module.computation(step.computation).map_or("another computation", |c| c.name.as_str());
+        return Err(PassError::InsideCall { computation: computation.to_owned() });
     }
-    let sharded = module.entry_computation().instructions().map(|(_, i)| i);
-    let sharded = sharded.into_iter().find(|i| i.attributes.sharding.as_option().is_some_and(splits));
-    match sharded {
-        Some(i) => Err(PassError::Partitioned { evidence: format!("{i} carries a sharding") }),
-        None => Ok(()),
+    let manual = |i: &Instruction| i.attributes.custom_call_target == TO_SHARD;
+    if let Some((_, call)) = module.entry_computation().instructions().find(|(_, i)| manual(i)) {
+        let reason =
+            "it was written for GSPMD, where its operations are among all others; export with Shardy".to_owned();
+        return Err(PassError::Manual { body: format!("{call} ({TO_SHARD})"), reason });
     }
-}
-
-/// Whether a sharding splits anything over devices.
-fn splits(sharding: &OpSharding) -> bool {
-    let whole = matches!(sharding.r#type.as_known(), Some(Type::REPLICATED | Type::MAXIMAL | Type::TUPLE));
-    !whole || sharding.tuple_shardings.iter().any(splits)
+    Ok(())
 }
 
 fn reasons(step: &TrainStep) -> String {

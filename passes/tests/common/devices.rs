@@ -3,6 +3,7 @@
 use std::sync::OnceLock;
 
 use hlo::Module;
+use hlo::partitioning::{Partitioner, Partitioning};
 use pjrt::{Buffer, Client, CompileOptions, Executable, ExecuteOptions, Plugin, Program};
 
 use super::{Array, Contraction, plugin_file};
@@ -29,6 +30,15 @@ pub enum Over {
     Partitions { count: usize, shardy: bool },
 }
 
+impl Over {
+    /// As the shardings in the module say.
+    pub fn partitions_of(module: &Module) -> Self {
+        let Partitioning { partitioner, partitions, .. } =
+            Partitioning::of(module).unwrap().expect("a partitioned module");
+        Self::Partitions { count: partitions, shardy: partitioner == Partitioner::Shardy }
+    }
+}
+
 /// A module compiled for several devices.
 pub struct Spread {
     executable: Executable,
@@ -48,6 +58,10 @@ impl Spread {
                 options.num_partitions = count;
                 options.use_spmd_partitioning = true;
                 options.use_shardy_partitioner = shardy;
+                if let Some(partitioning) = Partitioning::of(module).unwrap() {
+                    options.allow_spmd_sharding_propagation_to_output = partitioning.open_outputs(module);
+                    options.allow_spmd_sharding_propagation_to_parameters = partitioning.open_parameters(module);
+                }
             }
         }
         options.env_option_overrides.extend(contraction.flags());

@@ -14,8 +14,11 @@ use crate::proto::hlo_input_output_alias_proto::AliasEntryProto;
 use crate::proto::{HloInstructionProto, OpSharding, ProgramShapeProto};
 
 mod dead;
+mod enter;
 mod inline;
 mod specialize;
+
+pub use enter::Outside;
 
 /// Why an edit was refused.
 #[derive(Debug, Error)]
