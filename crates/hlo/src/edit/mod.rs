@@ -15,6 +15,7 @@ use crate::proto::{HloInstructionProto, OpSharding, ProgramShapeProto};
 
 mod dead;
 mod inline;
+mod outline;
 mod specialize;
 
 /// Why an edit was refused.
