@@ -39,6 +39,8 @@ pub mod append_state;
 
 pub mod inject;
 
+pub mod fuse_steps;
+
 pub mod reference;
 
 pub mod values;
@@ -46,6 +48,7 @@ pub mod values;
 mod names;
 
 pub use discover::{DiscoverError, discover};
+pub use fuse_steps::{FuseError, FuseSteps, StepInput, StepOutput};
 pub use inject::{InjectError, InjectOptions, Injection, inject, inject_observed, inject_step};
 pub use layout::ControllerLayout;
 pub use pass::{Changed, Context, Pass, PassError, Pipeline, PipelineError};

@@ -177,12 +177,17 @@ fn refuse_unsupported(module: &Module, step: &TrainStep) -> Result<(), PassError
         let name = module.computation(step.computation).map_or("another computation", |c| c.name.as_str());
         return Err(PassError::Partitioned { evidence: format!("the step is in {name}") });
     }
-    let sharded = module.entry_computation().instructions().map(|(_, i)| i);
-    let sharded = sharded.into_iter().find(|i| i.attributes.sharding.as_option().is_some_and(splits));
-    match sharded {
-        Some(i) => Err(PassError::Partitioned { evidence: format!("{i} carries a sharding") }),
+    match sharded(module) {
+        Some(evidence) => Err(PassError::Partitioned { evidence }),
         None => Ok(()),
     }
+}
+
+/// What shows that the module is partitioned over devices, where it is.
+pub(crate) fn sharded(module: &Module) -> Option<String> {
+    let mut instructions = module.entry_computation().instructions().map(|(_, i)| i);
+    let sharded = instructions.find(|i| i.attributes.sharding.as_option().is_some_and(splits));
+    sharded.map(|i| format!("{i} carries a sharding"))
 }
 
 /// Whether a sharding splits anything over devices.
