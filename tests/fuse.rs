@@ -51,8 +51,11 @@ impl Subject {
             (false, false) => StepInput::Same,
         });
         let outputs = successors.iter().map(|s| s.map_or(StepOutput::Report, StepOutput::Next));
-        let fuse =
-            FuseSteps { steps: NonZeroU32::new(K as u32).unwrap(), inputs: inputs.collect(), outputs: outputs.collect() };
+        let fuse = FuseSteps {
+            steps: NonZeroU32::new(K as u32).unwrap(),
+            inputs: inputs.collect(),
+            outputs: outputs.collect(),
+        };
         Ok(Self { module, inputs: arrays, fuse })
     }
 
@@ -99,7 +102,11 @@ impl Subject {
         if let Ok(dir) = std::env::var("DUMP") {
             std::fs::write(format!("{dir}/single.pb"), single.optimized()).unwrap();
             std::fs::write(format!("{dir}/fused.pb"), fused.optimized()).unwrap();
-            std::fs::write(format!("{dir}/fused-before.hlo"), hlo::text::print(&self.fused(), hlo::text::Preset::Snapshot)).unwrap();
+            std::fs::write(
+                format!("{dir}/fused-before.hlo"),
+                hlo::text::print(&self.fused(), hlo::text::Preset::Snapshot),
+            )
+            .unwrap();
         }
         let (mut one, mut many) = (self.inputs.clone(), self.inputs.clone());
         for launch in 0..LAUNCHES {
@@ -148,13 +155,15 @@ fn explore() {
     let only = std::env::var("ONLY").unwrap_or_default();
     for name in corpus::names().into_iter().filter(|n| only.split(',').any(|o| o == n)) {
         let case = corpus::case(&name);
-        for (label, policy) in [("plain", None), ("default", Some(Policy::default())), ("article", Some(article.clone()))] {
+        for (label, policy) in
+            [("plain", None), ("default", Some(Policy::default())), ("article", Some(article.clone()))]
+        {
             match Subject::new(&case, policy.as_ref()) {
                 Ok(subject) => {
                     for c in [Contraction::Allowed, Contraction::Impossible] {
-                    let t = std::time::Instant::now();
-                    let d = subject.difference(c);
-                    eprintln!("{name} {label} {c:?}: {} {:?}", d.unwrap_or("same".into()), t.elapsed());
+                        let t = std::time::Instant::now();
+                        let d = subject.difference(c);
+                        eprintln!("{name} {label} {c:?}: {} {:?}", d.unwrap_or("same".into()), t.elapsed());
                     }
                 }
                 Err(error) => eprintln!("{name} {label}: {}", error.to_string().lines().next().unwrap_or_default()),

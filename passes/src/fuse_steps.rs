@@ -4,12 +4,18 @@
 //!
 //! ```text
 //! entry(states, same, batches [K, ..]):
-//!     (_, states', same, batches, stacks) = while i < K, from (0, states, same, batches, zeros [K, ..])
-//!     -> states', stacks
-//! body(i, states, same, batches, stacks):
-//!     states', reports = step(states, same, batches[i])
-//!     -> (i + 1, states', same, batches, stacks with reports at i)
+//!     (_, states', same, _, _, reports, stacks) =
+//!         while i < K, from (0, states, same, batches, batches[0], zeros, zeros [K, ..])
+//!     -> states', stacks with reports at K - 1
+//! body(i, states, same, batches, batch, reports, stacks):
+//!     states', reports' = step(states, same, batch)
+//!     -> (i + 1, states', same, batches, batches[i + 1], reports', stacks with reports at i - 1)
 //! ```
+//!
+//! What the step reads is carried into the body as a whole array, and what it makes is carried out as one: the batch is cut
+//! out one step ahead, a report is put away one step late. Compilers then see the step as they see it in a program of its
+//! own, where these arrays are parameters and results; a slice beside it would be fused into its first operations and move
+//! roundings there. (A slice beyond the last batch gives the last batch; a report before the first step is overwritten.)
 //!
 //! Parameters and outputs keep their order. An input that is a batch gains a first dimension K, and so does an output that
 //! is no state: what step i takes and makes is at i. A state comes out once, as it is after K steps. Aliases stay where both
@@ -115,7 +121,10 @@ impl Pass for FuseSteps {
         let stacks = self.stack_shapes(&step)?;
 
         let callee = module.outline_entry("step", &inputs)?;
-        self.emit_loop(module, callee, &step, &inputs, &stacks)?;
+        let carried = Carried::new(self, &step, &inputs, &stacks);
+        let condition = self.emit_condition(module, &carried)?;
+        let body = self.emit_body(module, callee, &step, &carried)?;
+        self.emit_entry(module, [body, condition], &step, &carried)?;
         let same_size = |output: usize, input: usize| {
             let made = stacks.get(output).and_then(Option::as_ref).or(step.outputs.get(output));
             made.zip(inputs.get(input)).is_some_and(|(output, input)| output.byte_size() == input.byte_size())
@@ -144,11 +153,22 @@ impl Step {
     }
 }
 
-/// Element numbers of the tuple that the loop carries: the counter, all inputs, and what is gathered.
+/// Element numbers of the tuple that the loop carries: the counter, all inputs, then what is made for or by single steps.
 struct Carried {
-    /// For each output that is no state, the element that gathers it.
-    gathered: Vec<Option<usize>>,
-    shape: Shape,
+    /// For each input, the element that holds the batch of the step to come.
+    batches: Vec<Option<usize>>,
+    /// For each output that is no state, the elements that hold it.
+    reports: Vec<Option<Kept>>,
+    elements: Vec<Shape>,
+}
+
+/// Where an output that is no state is kept.
+#[derive(Clone, Copy)]
+struct Kept {
+    /// What the last step made.
+    last: usize,
+    /// What the steps before it made.
+    stack: Option<usize>,
 }
 
 impl Carried {
@@ -156,6 +176,30 @@ impl Carried {
 
     fn input(number: usize) -> usize {
         number + 1
+    }
+
+    fn new(fuse: &FuseSteps, step: &Step, inputs: &[Shape], stacks: &[Option<Shape>]) -> Self {
+        let mut elements = vec![Shape::scalar(PrimitiveType::S32)];
+        elements.extend(inputs.iter().map(row_major));
+        let mut add = |shape: Shape| {
+            elements.push(shape);
+            elements.len() - 1
+        };
+        let batches = fuse.inputs.iter().zip(&step.inputs);
+        let batches =
+            batches.map(|(input, shape)| (*input == StepInput::Batch).then(|| add(row_major(shape)))).collect();
+        let reports = fuse.outputs.iter().zip(&step.outputs).zip(stacks).map(|((output, shape), stack)| match output {
+            StepOutput::Next(_) => None,
+            StepOutput::Last | StepOutput::Report => {
+                Some(Kept { last: add(row_major(shape)), stack: stack.clone().map(&mut add) })
+            }
+        });
+        let reports = reports.collect();
+        Self { batches, reports, elements }
+    }
+
+    fn shape(&self) -> Shape {
+        Shape::tuple(self.elements.clone())
     }
 }
 
@@ -203,7 +247,7 @@ impl FuseSteps {
             .collect()
     }
 
-    /// What gathers each output: nothing for a state.
+    /// The stack of each output that has one.
     fn stack_shapes(&self, step: &Step) -> Result<Vec<Option<Shape>>, FuseError> {
         let shapes = self.outputs.iter().zip(&step.outputs).enumerate();
         shapes
@@ -212,7 +256,7 @@ impl FuseSteps {
                 StepOutput::Report => self.stacked(shape, &format!("output {index}")).map(Some),
                 StepOutput::Last => {
                     self.plain(shape, &format!("output {index}"))?;
-                    Ok(Some(row_major(shape)))
+                    Ok(None)
                 }
             })
             .collect()
@@ -245,31 +289,10 @@ impl FuseSteps {
         FuseError::Stack { what: what.to_owned(), shape: shape.to_string(), steps: self.steps, reason }
     }
 
-    fn emit_loop(
-        &self,
-        module: &mut Module,
-        callee: ComputationId,
-        step: &Step,
-        inputs: &[Shape],
-        stacks: &[Option<Shape>],
-    ) -> Result<(), PassError> {
-        let mut elements = vec![Shape::scalar(PrimitiveType::S32)];
-        elements.extend(inputs.iter().map(row_major));
-        let mut gathered = Vec::with_capacity(stacks.len());
-        for stack in stacks {
-            gathered.push(stack.as_ref().map(|_| elements.len()));
-            elements.extend(stack.clone());
-        }
-        let carried = Carried { gathered, shape: Shape::tuple(elements) };
-        let condition = self.emit_condition(module, &carried)?;
-        let body = self.emit_body(module, callee, step, &carried)?;
-        self.emit_entry(module, [body, condition], &carried, stacks)
-    }
-
     fn emit_condition(&self, module: &mut Module, carried: &Carried) -> Result<ComputationId, PassError> {
         let id = module.add_computation("steps.condition");
         let mut b = builder(module, id);
-        let argument = b.parameter("steps.condition.carried", carried.shape.clone())?;
+        let argument = b.parameter("steps.condition.carried", carried.shape())?;
         let counter = b.get_tuple_element(argument, Carried::COUNTER)?;
         let steps = b.constant(PrimitiveType::S32, f64::from(self.steps.get()))?;
         let more = b.compare(counter, steps, ComparisonDirection::Lt)?;
@@ -286,36 +309,38 @@ impl FuseSteps {
     ) -> Result<ComputationId, PassError> {
         let id = module.add_computation("steps.body");
         let mut b = builder(module, id);
-        let argument = b.parameter("steps.body.carried", carried.shape.clone())?;
-        let counter = b.get_tuple_element(argument, Carried::COUNTER)?;
+        let argument = b.parameter("steps.body.carried", carried.shape())?;
+        let elements = 0..carried.elements.len();
+        let now = elements.map(|element| b.get_tuple_element(argument, element)).collect::<Result<Vec<_>, _>>()?;
+        let mut next = now.clone();
+        let get = |element: usize| now.get(element).copied().ok_or_else(no_element);
+        let mut set = |element: usize, value| next.get_mut(element).map(|slot| *slot = value).ok_or_else(no_element);
+
         let zero = b.constant(PrimitiveType::S32, 0.0)?;
         let one = b.constant(PrimitiveType::S32, 1.0)?;
-
-        let mut next = vec![b.add(counter, one)?];
-        let mut arguments = Vec::with_capacity(self.inputs.len());
-        for (number, (input, shape)) in self.inputs.iter().zip(&step.inputs).enumerate() {
-            let whole = b.get_tuple_element(argument, Carried::input(number))?;
-            next.push(whole);
-            arguments.push(match input {
-                StepInput::State | StepInput::Same => whole,
-                StepInput::Batch => take(&mut b, whole, counter, zero, shape)?,
-            });
+        let counter = get(Carried::COUNTER)?;
+        let following = b.add(counter, one)?;
+        let previous = b.subtract(counter, one)?;
+        set(Carried::COUNTER, following)?;
+        let arguments = carried.batches.iter().enumerate();
+        let arguments = arguments.map(|(number, batch)| get(batch.unwrap_or(Carried::input(number))));
+        let arguments = arguments.collect::<Result<Vec<_>, _>>()?;
+        let none = HloInstructionProto::default();
+        let made =
+            b.named("steps.step").emit_with(Opcode::Call, &arguments, step.result.clone(), none, vec![callee])?;
+        for ((number, batch), shape) in carried.batches.iter().enumerate().zip(&step.inputs) {
+            let Some(batch) = *batch else { continue };
+            set(batch, take(&mut b, get(Carried::input(number))?, following, zero, shape)?)?;
         }
-        let attributes = HloInstructionProto::default();
-        let made = b.named("steps.step").emit_with(Opcode::Call, &arguments, step.result.clone(), attributes, vec![callee])?;
-        for (index, (output, gathered)) in self.outputs.iter().zip(&carried.gathered).enumerate() {
+        for (index, (output, kept)) in self.outputs.iter().zip(&carried.reports).enumerate() {
             let value = if step.result.is_tuple() { b.get_tuple_element(made, index)? } else { made };
-            match (output, gathered) {
-                (StepOutput::Next(number), _) => {
-                    if let Some(slot) = next.get_mut(Carried::input(*number)) {
-                        *slot = value;
-                    }
-                }
-                (StepOutput::Report, Some(element)) => {
-                    let stack = b.get_tuple_element(argument, *element)?;
-                    next.push(put(&mut b, stack, value, counter, zero)?);
-                }
-                (StepOutput::Last, _) | (StepOutput::Report, None) => next.push(value),
+            if let StepOutput::Next(number) = output {
+                set(Carried::input(*number), value)?;
+            }
+            let Some(Kept { last, stack }) = *kept else { continue };
+            set(last, value)?;
+            if let Some(stack) = stack {
+                set(stack, put(&mut b, get(stack)?, get(last)?, previous, zero)?)?;
             }
         }
         let root = b.emit(Opcode::Tuple, &next)?;
@@ -327,34 +352,50 @@ impl FuseSteps {
         &self,
         module: &mut Module,
         called: [ComputationId; 2],
+        step: &Step,
         carried: &Carried,
-        stacks: &[Option<Shape>],
     ) -> Result<(), PassError> {
         let entry = module.entry();
         let parameters = module.entry_computation().parameters();
         let mut b = builder(module, entry);
         let zero = b.constant(PrimitiveType::S32, 0.0)?;
         let mut first = vec![zero];
-        first.extend(parameters);
-        for stack in stacks.iter().flatten() {
-            first.push(zeros(&mut b, zero, stack)?);
+        first.extend(&parameters);
+        for ((batch, parameter), shape) in carried.batches.iter().zip(parameters).zip(&step.inputs) {
+            if batch.is_some() {
+                first.push(take(&mut b, parameter, zero, zero, shape)?);
+            }
+        }
+        for shape in carried.elements.iter().skip(first.len()) {
+            first.push(zeros(&mut b, zero, shape)?);
         }
         let first = b.emit(Opcode::Tuple, &first)?;
         let known = format!(r#"{{"known_trip_count":{{"n":"{}"}}}}"#, self.steps);
         let attributes = HloInstructionProto { backend_config: known.into_bytes(), ..Default::default() };
-        let last = b.named("steps").emit_with(Opcode::While, &[first], carried.shape.clone(), attributes, called.into())?;
+        let end = b.named("steps").emit_with(Opcode::While, &[first], carried.shape(), attributes, called.into())?;
+
+        let last_step = b.constant(PrimitiveType::S32, f64::from(self.steps.get()) - 1.0)?;
         let mut outputs = Vec::with_capacity(self.outputs.len());
-        for (output, gathered) in self.outputs.iter().zip(&carried.gathered) {
-            let element = match (output, gathered) {
+        for (output, kept) in self.outputs.iter().zip(&carried.reports) {
+            let element = match (output, kept) {
                 (StepOutput::Next(number), _) => Carried::input(*number),
-                (_, Some(element)) => *element,
-                (_, None) => return Err(PassError::Stale { what: "an output that nothing gathers".to_owned() }),
+                (_, Some(kept)) => kept.last,
+                (_, None) => return Err(no_element()),
             };
-            outputs.push(b.get_tuple_element(last, element)?);
+            let mut value = b.get_tuple_element(end, element)?;
+            if let Some(stack) = kept.and_then(|kept| kept.stack) {
+                let stack = b.get_tuple_element(end, stack)?;
+                value = put(&mut b, stack, value, last_step, zero)?;
+            }
+            outputs.push(value);
         }
         module.set_outputs(&outputs)?;
         Ok(())
     }
+}
+
+fn no_element() -> PassError {
+    PassError::Stale { what: "an array that the loop does not carry".to_owned() }
 }
 
 fn builder(module: &mut Module, computation: ComputationId) -> Builder<'_> {
@@ -364,14 +405,26 @@ fn builder(module: &mut Module, computation: ComputationId) -> Builder<'_> {
 }
 
 /// Element `counter` of a stack of arrays of that shape.
-fn take(b: &mut Builder<'_>, stack: InstructionId, counter: InstructionId, zero: InstructionId, shape: &Shape) -> Built {
+fn take(
+    b: &mut Builder<'_>,
+    stack: InstructionId,
+    counter: InstructionId,
+    zero: InstructionId,
+    shape: &Shape,
+) -> Built {
     let sizes = [&[1], shape.dims()].concat();
     let one = b.dynamic_slice(stack, &starts(counter, zero, shape.rank()), &sizes)?;
     b.reshape(one, shape.dims())
 }
 
 /// The stack with `value` as its element `counter`.
-fn put(b: &mut Builder<'_>, stack: InstructionId, value: InstructionId, counter: InstructionId, zero: InstructionId) -> Built {
+fn put(
+    b: &mut Builder<'_>,
+    stack: InstructionId,
+    value: InstructionId,
+    counter: InstructionId,
+    zero: InstructionId,
+) -> Built {
     let shape = b.shape(value)?;
     let one = b.reshape(value, &[&[1], shape.dims()].concat())?;
     b.dynamic_update_slice(stack, one, &starts(counter, zero, shape.rank()))
