@@ -1,5 +1,6 @@
 //! What the commands take as MODEL: a bundle or a bare module, and the train step in it.
 
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use hlo::Module;
@@ -70,6 +71,17 @@ pub enum ModelError {
         path: PathBuf,
         /// Why.
         source: CheckError,
+    },
+    /// It does several steps in one launch.
+    #[error(
+        "{} does {steps} steps in one launch, and passes look at one step; give the bundle that it was made from",
+        path.display()
+    )]
+    Fused {
+        /// The model.
+        path: PathBuf,
+        /// Steps of one launch.
+        steps: NonZeroU32,
     },
     /// It has a controller.
     #[error("{} has a controller already; inject into the original, or train this one as it is", path.display())]
@@ -148,6 +160,11 @@ impl Model {
     ///
     /// Where there is none, or it is not decided.
     pub fn find(&self) -> Result<Found, ModelError> {
+        if let Self::Bundle(bundle) = self
+            && bundle.manifest.launch.steps > NonZeroU32::MIN
+        {
+            return Err(ModelError::Fused { path: bundle.folder.clone(), steps: bundle.manifest.launch.steps });
+        }
         let failed = |source| ModelError::Find { path: self.path().to_owned(), source: Box::new(source) };
         let mut module = self.module().clone();
         let mut context = Context::default();

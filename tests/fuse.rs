@@ -11,11 +11,14 @@ mod corpus;
 
 use std::num::NonZeroU32;
 
-use common::{Array, Compiled, Contraction};
+use common::{Array, Compiled};
 use corpus::Case;
 use hlo::Module;
+use passes::layout::ArrayKind;
 use passes::policy::ARTICLE_POLICY;
-use passes::{Context, FuseSteps, InjectOptions, Pipeline, Policy, StepInput, StepOutput, inject};
+use passes::{
+    Context, ControllerLayout, FuseSteps, InjectOptions, Pipeline, Policy, StepInput, StepOutput, Telemetry, inject,
+};
 
 /// Steps of one launch.
 const K: usize = 4;
@@ -28,6 +31,9 @@ struct Subject {
     module: Module,
     inputs: Vec<Array>,
     fuse: FuseSteps,
+    layout: Option<ControllerLayout>,
+    /// Steps whose batch is not finite.
+    spoilt: Vec<usize>,
 }
 
 impl Subject {
@@ -35,6 +41,7 @@ impl Subject {
         let mut module = case.module.clone();
         let mut arrays = case.inputs.clone();
         let mut successors = case.successor_of.clone();
+        let mut controller = None;
         let batch = |n: usize| case.roles.get(n).is_some_and(|role| role == "batch");
         if let Some(policy) = policy {
             let injection = inject(&mut module, policy, InjectOptions::default())?;
@@ -44,6 +51,7 @@ impl Subject {
                 let input = layout.inputs.iter().find(|i| i.kind == output.kind && i.copy_of == output.copy_of);
                 input.map(|i| i.parameter)
             }));
+            controller = Some(injection.layout);
         }
         let inputs = (0..arrays.len()).map(|n| match (successors.contains(&Some(n)), batch(n)) {
             (true, _) => StepInput::State,
@@ -56,7 +64,7 @@ impl Subject {
             inputs: inputs.collect(),
             outputs: outputs.collect(),
         };
-        Ok(Self { module, inputs: arrays, fuse })
+        Ok(Self { module, inputs: arrays, fuse, layout: controller, spoilt: Vec::new() })
     }
 
     fn fused(&self) -> Module {
@@ -72,6 +80,9 @@ impl Subject {
         let width = array.bytes.len() / array.dims.iter().product::<i64>().max(1) as usize;
         let by = (step * width * 3) % array.bytes.len().max(1);
         array.bytes.rotate_left(by);
+        if self.spoilt.contains(&step) && array.element_type == pjrt::ElementType::F32 {
+            array.bytes[..4].copy_from_slice(&f32::NAN.to_ne_bytes());
+        }
         array
     }
 
@@ -96,34 +107,25 @@ impl Subject {
     }
 
     /// What differs between launches of K steps and K launches, if anything does.
-    fn difference(&self, contraction: Contraction) -> Option<String> {
-        let single = Compiled::with(&self.module, contraction);
-        let fused = Compiled::with(&self.fused(), contraction);
-        if let Ok(dir) = std::env::var("DUMP") {
-            std::fs::write(format!("{dir}/single.pb"), single.optimized()).unwrap();
-            std::fs::write(format!("{dir}/fused.pb"), fused.optimized()).unwrap();
-            std::fs::write(
-                format!("{dir}/fused-before.hlo"),
-                hlo::text::print(&self.fused(), hlo::text::Preset::Snapshot),
-            )
-            .unwrap();
-        }
+    fn difference(&self) -> Option<String> {
+        let single = Compiled::new(&self.module);
+        let fused = Compiled::new(&self.fused());
         let (mut one, mut many) = (self.inputs.clone(), self.inputs.clone());
         for launch in 0..LAUNCHES {
             let first = launch * K;
             let found = self.launch(&fused, &many, first, Some(K));
             self.advance(&mut many, &found);
-            let mut reports: Vec<Vec<Array>> = vec![Vec::new(); self.fuse.outputs.len()];
+            let mut made: Vec<Vec<Array>> = vec![Vec::new(); self.fuse.outputs.len()];
             for step in first..first + K {
                 let outputs = self.launch(&single, &one, step, None);
                 self.advance(&mut one, &outputs);
-                for (gathered, output) in reports.iter_mut().zip(outputs) {
+                for (gathered, output) in made.iter_mut().zip(outputs) {
                     gathered.push(output);
                 }
             }
-            let expected = self.fuse.outputs.iter().zip(reports).map(|(output, reports)| match output {
-                StepOutput::Report => stack(reports),
-                StepOutput::Next(_) | StepOutput::Last => reports.last().unwrap().clone(),
+            let expected = self.fuse.outputs.iter().zip(made).map(|(output, mut made)| match output {
+                StepOutput::Report => stack(made),
+                StepOutput::Next(_) | StepOutput::Last => made.pop().unwrap(),
             });
             let differing: Vec<usize> =
                 expected.zip(&found).enumerate().filter(|(_, (a, b))| a != *b).map(|(i, _)| i).collect();
@@ -133,6 +135,22 @@ impl Subject {
             }
         }
         None
+    }
+
+    /// What the controller reports of each step, out of launches of several.
+    fn told(&self) -> Vec<Telemetry> {
+        let layout = self.layout.as_ref().unwrap();
+        let telemetry = layout.outputs.iter().find(|o| o.kind == ArrayKind::Telemetry).unwrap().output;
+        let fused = Compiled::new(&self.fused());
+        let mut state = self.inputs.clone();
+        let mut told = Vec::new();
+        for launch in 0..LAUNCHES {
+            let outputs = self.launch(&fused, &state, launch * K, Some(K));
+            self.advance(&mut state, &outputs);
+            let values = outputs[telemetry].floats();
+            told.extend(values.chunks(values.len() / K).map(|step| Telemetry::decode(layout, step).unwrap()));
+        }
+        told
     }
 }
 
@@ -149,25 +167,53 @@ fn stack(arrays: impl IntoIterator<Item = Array>) -> Array {
     stacked
 }
 
-#[test]
-fn explore() {
-    let article = Policy::parse(ARTICLE_POLICY).unwrap();
-    let only = std::env::var("ONLY").unwrap_or_default();
-    for name in corpus::names().into_iter().filter(|n| only.split(',').any(|o| o == n)) {
-        let case = corpus::case(&name);
-        for (label, policy) in
-            [("plain", None), ("default", Some(Policy::default())), ("article", Some(article.clone()))]
-        {
-            match Subject::new(&case, policy.as_ref()) {
-                Ok(subject) => {
-                    for c in [Contraction::Allowed, Contraction::Impossible] {
-                        let t = std::time::Instant::now();
-                        let d = subject.difference(c);
-                        eprintln!("{name} {label} {c:?}: {} {:?}", d.unwrap_or("same".into()), t.elapsed());
-                    }
-                }
-                Err(error) => eprintln!("{name} {label}: {}", error.to_string().lines().next().unwrap_or_default()),
-            }
+/// What differs in any of the cases under any of the policies.
+fn differences<'a>(names: impl IntoIterator<Item = &'a str>, policies: &[(&str, Option<Policy>)]) -> Vec<String> {
+    let mut found = Vec::new();
+    for name in names {
+        let case = corpus::case(name);
+        for (label, policy) in policies {
+            let subject = Subject::new(&case, policy.as_ref()).unwrap_or_else(|e| panic!("{name}, {label}: {e}"));
+            found.extend(subject.difference().map(|difference| format!("{name}, {label}: {difference}")));
         }
     }
+    found
+}
+
+#[test]
+fn every_step_of_the_corpus_is_the_same_in_a_launch_of_several() {
+    let names = corpus::names();
+    let differing = differences(names.iter().map(String::as_str), &[("plain", None)]);
+    assert!(differing.is_empty(), "{}", differing.join("\n"));
+}
+
+/// Optimizers, dropout, batch statistics, a loss scale, accumulation, and steps with loops of their own.
+const CONTROLLED: &[&str] = &[
+    "dropout_rng",
+    "cnn_trainstate_adamw_clip",
+    "mlp_fp16_lossscale",
+    "mlp_multisteps",
+    "gptscan_adamw_clip",
+    "mlp_adam",
+];
+
+#[test]
+fn controlled_steps_are_the_same_in_a_launch_of_several() {
+    let article = Policy::parse(ARTICLE_POLICY).unwrap();
+    let policies = [("default", Some(Policy::default())), ("article", Some(article))];
+    let differing = differences(CONTROLLED.iter().copied(), &policies);
+    assert!(differing.is_empty(), "{}", differing.join("\n"));
+}
+
+#[test]
+fn gates_and_rollbacks_fall_on_the_same_steps() {
+    let policy = "[rollback]\nkind = \"snapshot\"\nrefresh = 2\npatience = 2\n[gate]\nmax_pause = 9\n";
+    let policy = Policy::parse(policy).unwrap();
+    let mut subject = Subject::new(&corpus::case("mlp_adam"), Some(&policy)).unwrap();
+    subject.spoilt = vec![5, 6, 7];
+    assert_eq!(subject.difference(), None);
+    let told = subject.told();
+    let refused: Vec<usize> = (0..told.len()).filter(|&step| !told[step].applied).collect();
+    assert_eq!(refused, [5, 6, 7]);
+    assert!(told.iter().any(|t| t.rollback.as_ref().is_some_and(|r| r.rolled_back)));
 }

@@ -129,6 +129,7 @@ fn train_loop(options: &Options, schedule: Schedule) -> Result<Samples> {
         policy: None,
         data: text(),
         steps: 0,
+        steps_per_launch: None,
         seed: 0,
         corruption: None,
         plugin: options.plugin.clone(),

@@ -1,5 +1,7 @@
 //! Batches of token windows on their way to the device, and losses on their way back.
 
+use std::ops::Range;
+
 use hlo::PrimitiveType;
 
 use crate::bundle::Dtype;
@@ -23,7 +25,7 @@ pub struct BatchMaker {
     corruption: Option<Corruption>,
     /// One window of text.
     window: Vec<u8>,
-    /// One batch, as the device wants it.
+    /// One batch, or several one after another, as the device wants it.
     batch: Vec<u8>,
 }
 
@@ -54,19 +56,25 @@ impl BatchMaker {
         self.corruption.and_then(|corruption| corruption.fault(step))
     }
 
-    /// The training batch of a step. The transfer may still be under way.
+    /// The training batches of the steps of one launch: one array, with a first dimension where there are several. The
+    /// transfer may still be under way.
     ///
     /// # Errors
     ///
     /// Where the device refuses.
-    pub fn training(&mut self, split: &Split, seed: u64, step: u64) -> Result<pjrt::Buffer, EngineError> {
+    pub fn training(&mut self, split: &Split, seed: u64, steps: Range<u64>) -> Result<pjrt::Buffer, EngineError> {
         let corruption = self.corruption;
-        self.make(|row, window| {
-            split.training_window(seed, step, row as u64, window);
-            if let Some(corruption) = corruption {
-                corruption.spoil(step, row as u64, window);
-            }
-        })
+        let count = steps.clone().count();
+        self.batch.clear();
+        for step in steps {
+            self.append(|row, window| {
+                split.training_window(seed, step, row as u64, window);
+                if let Some(corruption) = corruption {
+                    corruption.spoil(step, row as u64, window);
+                }
+            });
+        }
+        self.upload(if count == 1 { None } else { Some(count) })
     }
 
     /// The mean loss over held-out windows: every window, or evenly spread ones where there are many. Always the same ones for the same text.
@@ -106,9 +114,15 @@ impl BatchMaker {
         Ok(mean.is_finite().then_some(mean))
     }
 
-    fn make(&mut self, mut fill: impl FnMut(usize, &mut [u8])) -> Result<pjrt::Buffer, EngineError> {
-        let width = usize::try_from(self.dtype.primitive().bits().div_ceil(8)).unwrap_or(1);
+    fn make(&mut self, fill: impl FnMut(usize, &mut [u8])) -> Result<pjrt::Buffer, EngineError> {
         self.batch.clear();
+        self.append(fill);
+        self.upload(None)
+    }
+
+    /// Adds a batch to what is uploaded next.
+    fn append(&mut self, mut fill: impl FnMut(usize, &mut [u8])) {
+        let width = usize::try_from(self.dtype.primitive().bits().div_ceil(8)).unwrap_or(1);
         for row in 0..self.data.batch {
             fill(row, &mut self.window);
             for &byte in &self.window {
@@ -117,7 +131,11 @@ impl BatchMaker {
                 self.batch.resize(self.batch.len() + width - 1, 0);
             }
         }
-        let shape = [self.data.batch, self.data.window].map(|d| i64::try_from(d).unwrap_or(i64::MAX));
+    }
+
+    fn upload(&self, stacked: Option<usize>) -> Result<pjrt::Buffer, EngineError> {
+        let dims = stacked.into_iter().chain([self.data.batch, self.data.window]);
+        let shape: Vec<i64> = dims.map(|d| i64::try_from(d).unwrap_or(i64::MAX)).collect();
         self.engine.upload(&self.batch, self.dtype, &shape)
     }
 }
