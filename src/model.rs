@@ -42,6 +42,16 @@ pub struct Found {
     pub step: TrainStep,
 }
 
+impl Found {
+    /// The model, in which this was found, as a bundle.
+    #[must_use]
+    pub fn original(&self, model: &Model) -> Bundle {
+        let (folder, reader) = model.folder();
+        let module = model.module().clone();
+        Bundle { folder, manifest: self.manifest.clone(), module, origin: model.origin().clone(), reader }
+    }
+}
+
 /// Why a model is of no use.
 #[derive(Debug, Error)]
 pub enum ModelError {
@@ -225,12 +235,17 @@ impl Model {
         }
         manifest.controller = Some(Controller { policy: policy.clone(), platform, layout });
         check::check(&manifest, &module).map_err(|source| self.describe_error(source))?;
-        let (folder, reader) = match self {
-            Self::Bundle(bundle) => (bundle.folder.clone(), bundle.reader.clone()),
-            Self::Bare { path, .. } => (path.parent().unwrap_or(Path::new("")).to_owned(), Reader::default()),
-        };
+        let (folder, reader) = self.folder();
         rename_module(&mut manifest);
         Ok(Bundle { folder, manifest, module, origin: Origin::default(), reader })
+    }
+
+    /// Where what goes along with the module lies, and how it is read.
+    fn folder(&self) -> (PathBuf, Reader) {
+        match self {
+            Self::Bundle(bundle) => (bundle.folder.clone(), bundle.reader.clone()),
+            Self::Bare { path, .. } => (path.parent().unwrap_or(Path::new("")).to_owned(), Reader::default()),
+        }
     }
 
     fn describe_error(&self, source: CheckError) -> ModelError {

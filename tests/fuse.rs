@@ -13,7 +13,9 @@ use std::num::NonZeroU32;
 
 use common::{Array, Compiled};
 use corpus::Case;
-use hlo::Module;
+use hlo::build::Builder;
+use hlo::proto::HloInstructionProto;
+use hlo::{AliasKind, InstructionId, Module, Opcode, PrimitiveType, Shape};
 use passes::layout::ArrayKind;
 use passes::policy::ARTICLE_POLICY;
 use passes::{
@@ -216,4 +218,123 @@ fn gates_and_rollbacks_fall_on_the_same_steps() {
     let refused: Vec<usize> = (0..told.len()).filter(|&step| !told[step].applied).collect();
     assert_eq!(refused, [5, 6, 7]);
     assert!(told.iter().any(|t| t.rollback.as_ref().is_some_and(|r| r.rolled_back)));
+}
+
+/// `w' = w · x` and a report of `x`, with a change.
+fn product(change: impl FnOnce(&mut Builder<'_>, InstructionId)) -> Module {
+    let mut module = Module::new("product");
+    let mut b = Builder::at_entry(&mut module);
+    let w = b.parameter("w", Shape::array(PrimitiveType::F32, &[4])).unwrap();
+    let x = b.parameter("x", Shape::array(PrimitiveType::F32, &[4])).unwrap();
+    let new = b.named("new").multiply(w, x).unwrap();
+    change(&mut b, new);
+    module.set_outputs(&[new, x]).unwrap();
+    module
+}
+
+fn fuse(steps: u32) -> FuseSteps {
+    FuseSteps {
+        steps: NonZeroU32::new(steps).unwrap(),
+        inputs: vec![StepInput::State, StepInput::Batch],
+        outputs: vec![StepOutput::Next(0), StepOutput::Report],
+    }
+}
+
+fn fused(mut module: Module, fuse: FuseSteps) -> Result<Module, String> {
+    let ran = Pipeline::new().with(fuse).run(&mut module, &mut Context::default(), &mut |_, _, _| {});
+    ran.map(|_| module).map_err(|error| error.to_string())
+}
+
+#[test]
+fn one_step_is_left_alone_and_the_last_of_several_outputs_is_kept_where_asked() {
+    let module = product(|_, _| {});
+    assert_eq!(fused(module.clone(), fuse(1)).unwrap(), module);
+    let last = FuseSteps { outputs: vec![StepOutput::Next(0), StepOutput::Last], ..fuse(3) };
+    let module = fused(module, last).unwrap();
+    let x: Vec<f32> = (1..=12).map(|i| i as f32).collect();
+    let outputs = Compiled::new(&module).run(&[Array::vector(&[1.0; 4]), Array::f32(&[3, 4], &x)]);
+    assert_eq!(outputs[0].floats(), [1.0 * 5.0 * 9.0, 2.0 * 6.0 * 10.0, 3.0 * 7.0 * 11.0, 4.0 * 8.0 * 12.0]);
+    assert_eq!(outputs[1].floats(), [9.0, 10.0, 11.0, 12.0]);
+}
+
+#[test]
+fn a_step_that_returns_one_array_is_fused() {
+    let mut module = product(|_, _| {});
+    let new = module.entry_computation().find("new").unwrap();
+    Builder::at_entry(&mut module).set_root(new).unwrap();
+    let module = fused(module, FuseSteps { outputs: vec![StepOutput::Next(0)], ..fuse(2) }).unwrap();
+    let outputs = Compiled::new(&module).run(&[Array::vector(&[2.0; 4]), Array::f32(&[2, 4], &[3.0; 8])]);
+    assert_eq!(outputs[0].floats(), [18.0; 4]);
+}
+
+#[test]
+fn the_trip_count_is_known_to_compilers() {
+    let module = fused(product(|_, _| {}), fuse(7)).unwrap();
+    let text = hlo::text::print(&module, hlo::text::Preset::Snapshot);
+    assert!(text.contains(r#"backend_config={"known_trip_count":{"n":"7"}}"#), "{text}");
+}
+
+#[test]
+fn an_alias_goes_where_its_sides_no_longer_have_one_size() {
+    let mut module = product(|_, _| {});
+    module.alias(0, 1, AliasKind::May).unwrap();
+    module.alias(1, 0, AliasKind::May).unwrap();
+    assert!(fused(module.clone(), fuse(2)).unwrap().aliases().is_empty());
+    let mut module = product(|_, _| {});
+    module.alias(0, 0, AliasKind::May).unwrap();
+    module.alias(1, 1, AliasKind::May).unwrap();
+    assert_eq!(fused(module.clone(), fuse(2)).unwrap().aliases(), module.aliases());
+}
+
+#[test]
+fn what_cannot_be_fused_is_refused_by_name() {
+    let refused = |module: Module, fuse: FuseSteps, parts: &[&str]| {
+        let error = fused(module, fuse).unwrap_err();
+        assert!(error.starts_with("fuse-steps: ") && parts.iter().all(|part| error.contains(part)), "{error}");
+    };
+    refused(corpus::module("mesh_jit"), fuse(2), &["partitioned over devices", "carries a sharding"]);
+    let loud = product(|b, x| {
+        let attributes = HloInstructionProto { custom_call_has_side_effect: true, ..Default::default() };
+        let shape = Shape::scalar(PrimitiveType::F32);
+        b.named("callback").emit_with(Opcode::CustomCall, &[x], shape, attributes, Vec::new()).unwrap();
+    });
+    refused(loud, fuse(2), &["%callback", "custom-call", "more than compute a value", "launch single steps"]);
+    let plain = || product(|_, _| {});
+    let inputs = |inputs: &[StepInput]| FuseSteps { inputs: inputs.to_vec(), ..fuse(2) };
+    refused(plain(), inputs(&[StepInput::State]), &["1 inputs and 2 outputs, the module 2 and 2"]);
+    refused(plain(), inputs(&[StepInput::State; 2]), &["input 1 is State, and 0 outputs"]);
+    refused(plain(), inputs(&[StepInput::Same, StepInput::Batch]), &["input 0 is Same, and 1 outputs"]);
+    let outputs = |outputs: [StepOutput; 2]| FuseSteps { outputs: outputs.to_vec(), ..fuse(2) };
+    refused(
+        plain(),
+        outputs([StepOutput::Next(0), StepOutput::Next(5)]),
+        &["output 1", "input 5, which does not exist"],
+    );
+    refused(plain(), outputs([StepOutput::Next(0), StepOutput::Next(0)]), &["2 outputs are its next value"]);
+    let other = product(|b, _| {
+        b.parameter("narrow", Shape::array(PrimitiveType::F32, &[2])).unwrap();
+    });
+    let narrow = FuseSteps {
+        inputs: vec![StepInput::State, StepInput::Batch, StepInput::State],
+        outputs: vec![StepOutput::Next(0), StepOutput::Next(2)],
+        ..fuse(2)
+    };
+    refused(other, narrow, &["output 1 is f32[4], the input that it succeeds f32[2]"]);
+    let pair = product(|b, _| {
+        b.parameter("pair", Shape::tuple(vec![Shape::scalar(PrimitiveType::F32)])).unwrap();
+    });
+    let with = |more| FuseSteps { inputs: vec![StepInput::State, StepInput::Batch, more], ..fuse(2) };
+    refused(pair, with(StepInput::Same), &["input 2 is (f32[])", "cannot be stacked: it is no array"]);
+    let ragged = product(|b, _| {
+        let mut shape = Shape::array(PrimitiveType::F32, &[8]);
+        shape.proto_mut().is_dynamic_dimension = vec![true];
+        b.parameter("ragged", shape).unwrap();
+    });
+    refused(ragged, with(StepInput::Batch), &["input 2", "not fixed"]);
+    let huge = product(|b, _| {
+        b.parameter("huge", Shape::array(PrimitiveType::F32, &[1 << 40])).unwrap();
+    });
+    let many =
+        FuseSteps { inputs: vec![StepInput::State, StepInput::Batch, StepInput::Batch], ..fuse(i32::MAX as u32) };
+    refused(huge, many, &["input 2", "more than can be counted"]);
 }

@@ -92,3 +92,72 @@ fn stack(manifest: &mut Manifest, steps: NonZeroU32) {
         output.shape.insert(0, steps);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use passes::Policy;
+
+    use super::*;
+    use crate::bundle::check::check_eval_module;
+    use crate::model::Model;
+    use crate::target::Platform;
+
+    fn controlled() -> Bundle {
+        let mlp = Model::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/mlp")).unwrap();
+        mlp.inject(&Policy::default(), Platform::Cpu).unwrap()
+    }
+
+    fn steps(count: u32) -> NonZeroU32 {
+        NonZeroU32::new(count).unwrap()
+    }
+
+    #[test]
+    fn a_launch_takes_all_batches_and_gives_all_reports() {
+        let single = controlled();
+        let fused = single.fuse(steps(8)).unwrap();
+        assert_eq!(fused.manifest.launch.steps, steps(8));
+        for (one, many) in single.manifest.inputs.iter().zip(&fused.manifest.inputs) {
+            let stacked =
+                if one.role == InputRole::Batch { [&[8], one.shape.as_slice()].concat() } else { one.shape.clone() };
+            assert_eq!(many.shape, stacked, "{}", one.name);
+        }
+        for (one, many) in single.manifest.outputs.iter().zip(&fused.manifest.outputs) {
+            let stacked = if one.role.is_report() { [&[8], one.shape.as_slice()].concat() } else { one.shape.clone() };
+            assert_eq!(many.shape, stacked, "{}", one.name);
+        }
+        assert_eq!(fused.module.aliases(), single.module.aliases());
+        assert_eq!(fused.fuse(steps(2)).unwrap_err().to_string().matches("8 steps in one launch already").count(), 1);
+        let eval = fused.eval_module().unwrap().unwrap();
+        check_eval_module(&fused.manifest, fused.manifest.eval.as_ref().unwrap(), &eval).unwrap();
+    }
+
+    #[test]
+    fn one_step_in_a_launch_is_the_bundle_as_it_is() {
+        let single = controlled();
+        let fused = single.fuse(steps(1)).unwrap();
+        assert_eq!((fused.manifest, fused.module), (single.manifest, single.module));
+    }
+
+    #[test]
+    fn manifests_with_other_dimensions_than_the_launch_are_refused() {
+        let fused = controlled().fuse(steps(8)).unwrap();
+        let batch = fused.manifest.data.as_ref().unwrap().input;
+        let loss = fused.manifest.outputs.iter().position(|o| o.shape == [8]).unwrap();
+        let check_edit = |edit: &dyn Fn(&mut Manifest), parts: &[&str]| {
+            let mut manifest = fused.manifest.clone();
+            edit(&mut manifest);
+            let error = check(&manifest, &fused.module).unwrap_err().to_string();
+            assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+        };
+        check_edit(&|m| m.launch.steps = steps(4), &["inputs[16] (tokens)", "s32[8,64,9]", "a launch does 4 steps"]);
+        check_edit(&|m| m.launch.steps = steps(1), &["outputs[16]", "the loss must be a floating scalar"]);
+        check_edit(&|m| _ = m.inputs[batch].shape.remove(0), &["inputs[16]", "a launch does 8 steps"]);
+        check_edit(&|m| _ = m.outputs[loss].shape.remove(0), &["outputs[16]", "a launch does 8 steps"]);
+        check_edit(&|m| m.outputs[loss].shape.push(1), &["outputs[16]"]);
+        check_edit(&|m| m.data.as_mut().unwrap().batch = 8, &["data", "batch 8 and window 9"]);
+        let telemetry = fused.manifest.outputs.len() - 1;
+        check_edit(&|m| m.outputs[telemetry].shape[1] += 1, &["the module's output"]);
+    }
+}

@@ -66,13 +66,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
     let mut text = String::new();
     if arguments.verify {
         let found = model.find()?;
-        let original = Bundle {
-            folder: injected.folder.clone(),
-            manifest: found.manifest.clone(),
-            module: model.module().clone(),
-            origin: model.origin().clone(),
-            reader: injected.reader.clone(),
-        };
+        let original = found.original(&model);
         let worker = Worker::this_program()?;
         let engine = Engine::open(&arguments.plugin)?.with_cache(arguments.compiling.cache()).isolated(Some(worker));
         let verified = verify::verify(&engine, &original, &injected, &found.step)?;
