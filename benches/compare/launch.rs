@@ -24,8 +24,9 @@ const STEPS: u32 = 8;
 pub(crate) fn compare(options: &Options, schedule: Schedule) -> Result<Samples> {
     let engine = Engine::open(&options.plugin)?;
     let steps = NonZeroU32::new(STEPS).context("no steps in a launch")?;
-    let single = Model::open(&options.model)?.inject(&Policy::default(), Platform::of_plugin(&options.plugin))?;
-    let fused = single.fuse(steps)?;
+    let platform = Platform::of_plugin(&options.plugin);
+    let single = Model::open(&options.model)?.inject(&Policy::default(), platform)?;
+    let fused = single.fuse(steps, platform)?;
     let initial = Initial::new(&engine, &single, &text())?;
     let (one, one_state) = bare(&engine, &single, &initial)?;
     let initial = initial.in_launches_of(STEPS as usize);

@@ -267,7 +267,7 @@ impl FuseSteps {
         self.plain(shape, what)?;
         let stacked = Shape::array(shape.element_type(), &[&[i64::from(self.steps.get())], shape.dims()].concat());
         // A compiler's sizes are signed.
-        if i64::try_from(stacked.byte_size()).is_err() || i32::try_from(self.steps.get()).is_err() {
+        if i64::try_from(stacked.num_elements()).is_err() || i32::try_from(self.steps.get()).is_err() {
             return Err(self.cannot_stack(shape, what, "that is more than can be counted"));
         }
         Ok(stacked)

@@ -2,13 +2,14 @@
 
 use std::num::NonZeroU32;
 
-use hlo::Module;
+use hlo::{Instruction, Module, Opcode};
 use passes::{Context, FuseSteps, Pipeline, PipelineError, StepInput, StepOutput};
 use thiserror::Error;
 
 use super::check::{CheckError, check};
 use super::manifest::{InputRole, Manifest, Output};
 use super::{Bundle, Origin};
+use crate::target::Platform;
 
 /// Why steps do not go into one launch.
 #[derive(Debug, Error)]
@@ -31,6 +32,17 @@ pub enum FuseBundleError {
         /// Why.
         source: Box<PipelineError>,
     },
+    /// A step that the CPU's compiler does not leave alone in a loop.
+    #[error(
+        "{bundle} has convolutions ({instruction}), and the CPU's compiler gives those in a loop to slower code that rounds \
+         otherwise; launch single steps on the CPU"
+    )]
+    Convolution {
+        /// The bundle.
+        bundle: String,
+        /// The first of them.
+        instruction: String,
+    },
     /// What came out is no bundle.
     #[error("{bundle}: {source}")]
     Check {
@@ -47,11 +59,17 @@ impl Bundle {
     ///
     /// # Errors
     ///
-    /// Where it does several steps already, or `fuse-steps` refuses.
-    pub fn fuse(&self, steps: NonZeroU32) -> Result<Self, FuseBundleError> {
+    /// Where it does several steps already, `fuse-steps` refuses, or the compiler of `platform` would not compute the same.
+    pub fn fuse(&self, steps: NonZeroU32, platform: Platform) -> Result<Self, FuseBundleError> {
         let bundle = || self.folder.display().to_string();
         if self.manifest.launch.steps > NonZeroU32::MIN {
             return Err(FuseBundleError::Fused { bundle: bundle(), steps: self.manifest.launch.steps });
+        }
+        // XLA's CPU compiler brings convolutions into the form that its library takes in the entry computation only.
+        if let Some(convolution) =
+            convolution(&self.module).filter(|_| platform == Platform::Cpu && steps > NonZeroU32::MIN)
+        {
+            return Err(FuseBundleError::Convolution { bundle: bundle(), instruction: convolution.to_string() });
         }
         let mut fused = Self { origin: Origin::default(), ..self.clone() };
         let refused = |source| FuseBundleError::Refused { bundle: bundle(), source: Box::new(source) };
@@ -60,6 +78,11 @@ impl Bundle {
         check(&fused.manifest, &fused.module).map_err(|source| FuseBundleError::Check { bundle: bundle(), source })?;
         Ok(fused)
     }
+}
+
+fn convolution(module: &Module) -> Option<&Instruction> {
+    let mut instructions = module.computations().flat_map(|(_, c)| c.instructions().map(|(_, i)| i));
+    instructions.find(|i| i.opcode == Opcode::Convolution)
 }
 
 fn fuse_module(module: &mut Module, manifest: &Manifest, steps: NonZeroU32) -> Result<(), PipelineError> {
@@ -102,7 +125,6 @@ mod tests {
     use super::*;
     use crate::bundle::check::check_eval_module;
     use crate::model::Model;
-    use crate::target::Platform;
 
     fn controlled() -> Bundle {
         let mlp = Model::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/mlp")).unwrap();
@@ -116,7 +138,7 @@ mod tests {
     #[test]
     fn a_launch_takes_all_batches_and_gives_all_reports() {
         let single = controlled();
-        let fused = single.fuse(steps(8)).unwrap();
+        let fused = single.fuse(steps(8), Platform::Cpu).unwrap();
         assert_eq!(fused.manifest.launch.steps, steps(8));
         for (one, many) in single.manifest.inputs.iter().zip(&fused.manifest.inputs) {
             let stacked =
@@ -128,7 +150,15 @@ mod tests {
             assert_eq!(many.shape, stacked, "{}", one.name);
         }
         assert_eq!(fused.module.aliases(), single.module.aliases());
-        assert_eq!(fused.fuse(steps(2)).unwrap_err().to_string().matches("8 steps in one launch already").count(), 1);
+        assert_eq!(
+            fused
+                .fuse(steps(2), Platform::Cpu)
+                .unwrap_err()
+                .to_string()
+                .matches("8 steps in one launch already")
+                .count(),
+            1
+        );
         let eval = fused.eval_module().unwrap().unwrap();
         check_eval_module(&fused.manifest, fused.manifest.eval.as_ref().unwrap(), &eval).unwrap();
     }
@@ -136,13 +166,14 @@ mod tests {
     #[test]
     fn one_step_in_a_launch_is_the_bundle_as_it_is() {
         let single = controlled();
-        let fused = single.fuse(steps(1)).unwrap();
-        assert_eq!((fused.manifest, fused.module), (single.manifest, single.module));
+        let fused = single.fuse(steps(1), Platform::Cpu).unwrap();
+        assert_eq!(fused.manifest.to_json().unwrap(), single.manifest.to_json().unwrap());
+        assert_eq!(fused.module, single.module);
     }
 
     #[test]
     fn manifests_with_other_dimensions_than_the_launch_are_refused() {
-        let fused = controlled().fuse(steps(8)).unwrap();
+        let fused = controlled().fuse(steps(8), Platform::Cpu).unwrap();
         let batch = fused.manifest.data.as_ref().unwrap().input;
         let loss = fused.manifest.outputs.iter().position(|o| o.shape == [8]).unwrap();
         let check_edit = |edit: &dyn Fn(&mut Manifest), parts: &[&str]| {

@@ -58,8 +58,10 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
     let policy = read_policy(arguments.policy.as_deref())?;
     let model = Model::open_with(&arguments.model, &arguments.reading.reader())?;
-    let injected = model.inject(&policy, arguments.target.platform())?.fuse(arguments.steps_per_launch)?;
-    let plain = plain(&model, arguments.steps_per_launch)?;
+    let injected = model
+        .inject(&policy, arguments.target.platform())?
+        .fuse(arguments.steps_per_launch, arguments.target.platform())?;
+    let plain = plain(&model, arguments.steps_per_launch, &arguments.target)?;
     let spinner = ProgressBar::new_spinner().with_message(format!("compiling twice for {}", arguments.target));
     spinner.enable_steady_tick(std::time::Duration::from_millis(100));
     let worker = Worker::this_program()?;
@@ -93,11 +95,11 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
 }
 
 /// The step without control, so many times in a launch.
-fn plain(model: &Model, steps: NonZeroU32) -> anyhow::Result<Module> {
+fn plain(model: &Model, steps: NonZeroU32, target: &Target) -> anyhow::Result<Module> {
     if steps == NonZeroU32::MIN {
         return Ok(model.module().clone());
     }
-    Ok(model.find()?.original(model).fuse(steps)?.module)
+    Ok(model.find()?.original(model).fuse(steps, target.platform())?.module)
 }
 
 fn describe(audit: &Audit, steps: NonZeroU32) -> String {

@@ -61,7 +61,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
         bail!("the output {} is the model itself; choose another path", arguments.output.display());
     }
     let injected = model.inject(&policy, arguments.target.platform())?;
-    let fused = injected.fuse(arguments.steps_per_launch)?;
+    let fused = injected.fuse(arguments.steps_per_launch, arguments.target.platform())?;
     let several = arguments.steps_per_launch > NonZeroU32::MIN;
     let mut text = String::new();
     if arguments.verify {

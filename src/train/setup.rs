@@ -26,6 +26,7 @@ use crate::data::{Corpus, Split};
 use crate::engine::{Engine, EngineError};
 use crate::files;
 use crate::isolate::Worker;
+use crate::target::Platform;
 
 /// What to train, on what, and how long.
 #[derive(Debug)]
@@ -275,7 +276,7 @@ fn launches(options: &Options) -> Result<(Option<Bundle>, Option<&Bundle>), Trai
     let steps = options.steps_per_launch.unwrap_or(has);
     let left = options.steps % u64::from(steps.get());
     if has == NonZeroU32::MIN {
-        let fused = if steps == has { None } else { Some(bundle.fuse(steps)?) };
+        let fused = if steps == has { None } else { Some(bundle.fuse(steps, Platform::of_plugin(&options.plugin))?) };
         return Ok((fused, (left > 0).then_some(bundle)));
     }
     let refuse = |what| Err(TrainError::Untrainable { bundle: bundle.folder.display().to_string(), what });
