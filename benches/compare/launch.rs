@@ -39,6 +39,8 @@ pub(crate) fn compare(options: &Options, schedule: Schedule) -> Result<Samples> 
         Contender::new("train", train(options, &single, NonZeroU32::MIN, &folder.path().join("single"))?),
         Contender::new("train-launch", train(options, &single, steps, &folder.path().join("launch"))?),
     ];
+    // All do the same steps, so that none pays more often for what a change of turns costs.
+    let schedule = Schedule { multiple: STEPS.into(), ..schedule };
     schedule.run(contenders, vec![crate::plugin(&engine)])
 }
 

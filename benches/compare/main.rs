@@ -82,7 +82,7 @@ enum Part {
 
 fn main() -> Result<()> {
     let options = Options::parse();
-    let schedule = Schedule { rounds: options.rounds, seconds: options.seconds };
+    let schedule = Schedule { rounds: options.rounds, seconds: options.seconds, multiple: 1 };
     let samples = match options.part {
         Part::Control => control(&options, schedule)?,
         Part::Loop => train_loop(&options, schedule)?,
