@@ -21,8 +21,9 @@
 //! is no state: what step i takes and makes is at i. A state comes out once, as it is after K steps. Aliases stay where both
 //! sides still have one shape, so that state is updated in place over all steps.
 //!
-//! The trip count is known: from the loop itself (from 0, by 1, to a constant), and as compilers note it. So no compiler asks
-//! the host whether to go on. Refused are steps partitioned over devices, steps that do more than compute their outputs
+//! The trip count is known: the counter goes from 0, by 1, to a constant, from which XLA's compilers derive it and note it as
+//! `known_trip_count`; so none asks the host whether to go on. The note is theirs to make: a `backend_config` is of another
+//! format on every platform, and the TPU's compiler refuses a module that carries another's. Refused are steps partitioned over devices, steps that do more than compute their outputs
 //! (host transfers, callbacks, random state of the device), and arrays that cannot be stacked.
 
 use std::num::NonZeroU32;
@@ -34,6 +35,9 @@ use thiserror::Error;
 
 use crate::measure_entropy::sharded;
 use crate::pass::{Changed, Context, Pass, PassError};
+
+/// What the loop's own operations carry as metadata.
+const OP_NAME: &str = "entropic/fuse-steps";
 
 /// The pass, see the module's documentation.
 #[derive(Debug, Clone)]
@@ -326,8 +330,11 @@ impl FuseSteps {
         let arguments = arguments.map(|(number, batch)| get(batch.unwrap_or(Carried::input(number))));
         let arguments = arguments.collect::<Result<Vec<_>, _>>()?;
         let none = HloInstructionProto::default();
+        // Inlined, the step's operations are named after the call: without an `op_name` they keep their own.
+        b.set_scope("steps", "");
         let made =
             b.named("steps.step").emit_with(Opcode::Call, &arguments, step.result.clone(), none, vec![callee])?;
+        b.set_scope("steps", OP_NAME);
         for ((number, batch), shape) in carried.batches.iter().enumerate().zip(&step.inputs) {
             let Some(batch) = *batch else { continue };
             set(batch, take(&mut b, get(Carried::input(number))?, following, zero, shape)?)?;
@@ -370,9 +377,8 @@ impl FuseSteps {
             first.push(zeros(&mut b, zero, shape)?);
         }
         let first = b.emit(Opcode::Tuple, &first)?;
-        let known = format!(r#"{{"known_trip_count":{{"n":"{}"}}}}"#, self.steps);
-        let attributes = HloInstructionProto { backend_config: known.into_bytes(), ..Default::default() };
-        let end = b.named("steps").emit_with(Opcode::While, &[first], carried.shape(), attributes, called.into())?;
+        let none = HloInstructionProto::default();
+        let end = b.named("steps").emit_with(Opcode::While, &[first], carried.shape(), none, called.into())?;
 
         let last_step = b.constant(PrimitiveType::S32, f64::from(self.steps.get()) - 1.0)?;
         let mut outputs = Vec::with_capacity(self.outputs.len());
@@ -400,7 +406,7 @@ fn no_element() -> PassError {
 
 fn builder(module: &mut Module, computation: ComputationId) -> Builder<'_> {
     let mut b = Builder::new(module, computation);
-    b.set_scope("steps", "entropic/fuse-steps");
+    b.set_scope("steps", OP_NAME);
     b
 }
 
