@@ -97,6 +97,10 @@ impl Compiled {
         let flags = &mut options.env_option_overrides;
         // As the program's own engine does; see there.
         flags.insert("xla_cpu_use_xnnpack".to_owned(), OptionValue::Bool(false));
+        flags.insert(
+            "xla_disable_hlo_passes".to_owned(),
+            OptionValue::String("while-loop-invariant-code-motion".to_owned()),
+        );
         if contraction == Contraction::Impossible {
             flags.insert("xla_cpu_max_isa".to_owned(), OptionValue::String("AVX".to_owned()));
             flags.insert("xla_backend_optimization_level".to_owned(), OptionValue::Int(0));
