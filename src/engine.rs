@@ -28,6 +28,13 @@ const CPU_PACKS_WEIGHTS: &str = "xla_cpu_use_xnnpack";
 /// The option of the CPU plugin's client that says as how many devices it appears.
 const CPU_DEVICE_COUNT: &str = "cpu_device_count";
 
+/// A pass of XLA that the CPU plugin does without, by the flag that names such passes.
+///
+/// It computes what is the same in all iterations of a loop, such as an attention mask, before the loop. What is fused with
+/// what in its body changes by that, and with it where a multiplication and an addition are contracted, so that steps in a
+/// loop would not round as the same step by itself does.
+const CPU_HOISTS: (&str, &str) = ("xla_disable_hlo_passes", "while-loop-invariant-code-motion");
+
 /// The compiler flag that names the folder of CUDA's assembler and device library.
 const CUDA_DATA_DIR: &str = "xla_gpu_cuda_data_dir";
 
@@ -195,6 +202,8 @@ impl Engine {
         match client.platform_name() {
             "cpu" => {
                 options.env_option_overrides.insert(CPU_PACKS_WEIGHTS.to_owned(), OptionValue::Bool(false));
+                let (flag, pass) = CPU_HOISTS;
+                options.env_option_overrides.insert(flag.to_owned(), OptionValue::String(pass.to_owned()));
             }
             "cuda" => {
                 if let Some(folder) = cuda::data_dir(path) {

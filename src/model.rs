@@ -1,5 +1,6 @@
 //! What the commands take as MODEL: a bundle or a bare module, and the train step in it.
 
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use hlo::Module;
@@ -41,6 +42,16 @@ pub struct Found {
     pub step: TrainStep,
 }
 
+impl Found {
+    /// The model, in which this was found, as a bundle.
+    #[must_use]
+    pub fn original(&self, model: &Model) -> Bundle {
+        let (folder, reader) = model.folder();
+        let module = model.module().clone();
+        Bundle { folder, manifest: self.manifest.clone(), module, origin: model.origin().clone(), reader }
+    }
+}
+
 /// Why a model is of no use.
 #[derive(Debug, Error)]
 pub enum ModelError {
@@ -70,6 +81,17 @@ pub enum ModelError {
         path: PathBuf,
         /// Why.
         source: CheckError,
+    },
+    /// It does several steps in one launch.
+    #[error(
+        "{} does {steps} steps in one launch, and passes look at one step; give the bundle that it was made from",
+        path.display()
+    )]
+    Fused {
+        /// The model.
+        path: PathBuf,
+        /// Steps of one launch.
+        steps: NonZeroU32,
     },
     /// It has a controller.
     #[error("{} has a controller already; inject into the original, or train this one as it is", path.display())]
@@ -148,6 +170,11 @@ impl Model {
     ///
     /// Where there is none, or it is not decided.
     pub fn find(&self) -> Result<Found, ModelError> {
+        if let Self::Bundle(bundle) = self
+            && bundle.manifest.launch.steps > NonZeroU32::MIN
+        {
+            return Err(ModelError::Fused { path: bundle.folder.clone(), steps: bundle.manifest.launch.steps });
+        }
         let failed = |source| ModelError::Find { path: self.path().to_owned(), source: Box::new(source) };
         let mut module = self.module().clone();
         let mut context = Context::default();
@@ -208,12 +235,17 @@ impl Model {
         }
         manifest.controller = Some(Controller { policy: policy.clone(), platform, layout });
         check::check(&manifest, &module).map_err(|source| self.describe_error(source))?;
-        let (folder, reader) = match self {
-            Self::Bundle(bundle) => (bundle.folder.clone(), bundle.reader.clone()),
-            Self::Bare { path, .. } => (path.parent().unwrap_or(Path::new("")).to_owned(), Reader::default()),
-        };
+        let (folder, reader) = self.folder();
         rename_module(&mut manifest);
         Ok(Bundle { folder, manifest, module, origin: Origin::default(), reader })
+    }
+
+    /// Where what goes along with the module lies, and how it is read.
+    fn folder(&self) -> (PathBuf, Reader) {
+        match self {
+            Self::Bundle(bundle) => (bundle.folder.clone(), bundle.reader.clone()),
+            Self::Bare { path, .. } => (path.parent().unwrap_or(Path::new("")).to_owned(), Reader::default()),
+        }
     }
 
     fn describe_error(&self, source: CheckError) -> ModelError {

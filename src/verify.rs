@@ -4,6 +4,10 @@
 //! refused. After every step all outputs of the original are compared bit for bit. The initial state is that of the bundle
 //! where it has one; otherwise it is made up from what each state is for (parameters small and random, moments and counters
 //! zero, keys random). Batches are always made up: token ids, small random numbers, integers that are 0 or 1.
+//!
+//! Several steps in one launch are compared with as many launches in the same way, under the policy as it is.
+
+use std::ops::Range;
 
 use passes::step::StateRole;
 use passes::{ControllerLayout, Policy, PolicyError, TrainStep};
@@ -51,6 +55,21 @@ pub enum VerifyError {
         /// How many there are.
         count: usize,
         /// Name of the first of them.
+        output: String,
+        /// Differing bytes in it.
+        bytes: usize,
+    },
+    /// Several steps in one launch are not what as many launches are.
+    #[error(
+        "{steps} steps in one launch are not what {steps} launches of one step are: after step {step}, output {output} \
+         differs in {bytes} of its bytes; the fused module must not be used. Please report this with the module"
+    )]
+    LaunchDiffers {
+        /// Steps of one launch.
+        steps: u32,
+        /// The last step of the launch, from 0.
+        step: u64,
+        /// Name of the first output that differs.
         output: String,
         /// Differing bytes in it.
         bytes: usize,
@@ -119,6 +138,75 @@ pub fn verify(
     Ok(verified)
 }
 
+/// Runs `single` and `fused`, the same step several times in a launch, side by side for at least [`STEPS`] steps.
+///
+/// `step` is the train step found in the original; it says what each state is for.
+///
+/// # Errors
+///
+/// Where an output differs in a bit, or something cannot run.
+pub fn verify_launches(
+    engine: &Engine,
+    single: &Bundle,
+    fused: &Bundle,
+    step: &TrainStep,
+) -> Result<Verified, VerifyError> {
+    let manifest = &single.manifest;
+    let inputs = &manifest.inputs;
+    let steps = fused.manifest.launch.steps.get();
+    let one = engine.compile(&single.module, "the step")?;
+    let several = engine.compile(&fused.module, "several steps in one launch")?;
+    let mut state = initial_state(engine, single, step)?;
+    if let Some(controller) = &manifest.controller {
+        for array in controller_arrays(&controller.layout, &controller.policy)? {
+            if let Some(slot) = state.get_mut(array.input) {
+                *slot = array.bytes;
+            }
+        }
+    }
+    let mut other = state.clone();
+    let mut verified = Verified { steps: 0, outputs: manifest.outputs.len(), bytes: 0, non_finite: false };
+    while verified.steps < STEPS {
+        let numbers = verified.steps..verified.steps + u64::from(steps);
+        let batches = |values: &mut Vec<Vec<u8>>, numbers: Range<u64>| {
+            for (index, input) in inputs.iter().enumerate().filter(|(_, i)| i.role == InputRole::Batch) {
+                if let Some(slot) = values.get_mut(index) {
+                    *slot = numbers.clone().flat_map(|n| made_up_batch(manifest, index, input, n)).collect();
+                }
+            }
+        };
+        let mut expected: Vec<Vec<u8>> = vec![Vec::new(); manifest.outputs.len()];
+        for number in numbers.clone() {
+            batches(&mut state, number..number + 1);
+            let outputs = run(engine, &one, inputs, &state)?;
+            for ((gathered, output), value) in expected.iter_mut().zip(&manifest.outputs).zip(&outputs) {
+                if !output.role.is_report() {
+                    gathered.clear();
+                }
+                gathered.extend(value);
+            }
+            advance(manifest.outputs.iter().map(|o| o.input), outputs, &mut state);
+        }
+        batches(&mut other, numbers);
+        let found = run(engine, &several, &fused.manifest.inputs, &other)?;
+        verified.steps += u64::from(steps);
+        for ((output, expected), found) in manifest.outputs.iter().zip(&expected).zip(&found) {
+            if expected != found {
+                let (step, bytes) = (verified.steps - 1, differing_bytes(expected, found));
+                return Err(VerifyError::LaunchDiffers { steps, step, output: output.name.clone(), bytes });
+            }
+            verified.bytes += expected.len() as u64;
+            verified.non_finite |= has_non_finite(expected, output.dtype);
+        }
+        advance(manifest.outputs.iter().map(|o| o.input), found, &mut other);
+    }
+    Ok(verified)
+}
+
+fn differing_bytes(a: &[u8], b: &[u8]) -> usize {
+    a.iter().zip(b).filter(|(a, b)| a != b).count() + a.len().abs_diff(b.len())
+}
+
 /// Policy, state and counters with which the controller changes nothing, whatever it sees.
 fn neutral_arrays(layout: &ControllerLayout, policy: &Policy) -> Result<Vec<Vec<u8>>, PolicyError> {
     let monitor = Policy::monitor();
@@ -153,7 +241,7 @@ fn compare(manifest: &Manifest, step: u64, expected: &[Vec<u8>], found: &[Vec<u8
         .collect();
     let Some((index, (output, expected))) = differing.first() else { return Ok(()) };
     let found = found.get(*index).map(Vec::as_slice).unwrap_or_default();
-    let bytes = expected.iter().zip(found).filter(|(a, b)| a != b).count() + expected.len().abs_diff(found.len());
+    let bytes = differing_bytes(expected, found);
     Err(VerifyError::Differs {
         step,
         differing: differing.len(),

@@ -67,6 +67,7 @@ fn train(model: &Path, policy: &str, steps: u64, corruption: Option<Corruption>)
         policy: None,
         data: vec![data],
         steps,
+        steps_per_launch: None,
         seed: 0,
         corruption,
         plugin: "cpu".to_owned(),

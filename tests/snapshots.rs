@@ -2,10 +2,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+use std::num::NonZeroU32;
+
 use hlo::build::Builder;
 use hlo::text::{Preset, print};
 use hlo::{AliasKind, InstructionId, Module, Opcode, PrimitiveType, Shape};
-use passes::{Changed, InjectOptions, Policy, inject, inject_observed};
+use passes::{
+    Changed, Context, FuseSteps, InjectOptions, Pipeline, Policy, StepInput, StepOutput, inject, inject_observed,
+};
 
 /// `w' = w + (-0.1)·g` with g = x·(w·x - y) summed over the batch by hand: the smallest step there is.
 fn tiny() -> Module {
@@ -161,6 +165,18 @@ fn a_rollback_on_a_small_module() {
     for (pass, text) in after(&tiny(), &policy, &["rollback"]) {
         settings().bind(|| insta::assert_snapshot!(format!("tiny-after-{pass}"), text));
     }
+}
+
+#[test]
+fn two_steps_in_one_launch_on_a_small_module() {
+    let mut module = tiny();
+    let fuse = FuseSteps {
+        steps: NonZeroU32::new(2).unwrap(),
+        inputs: vec![StepInput::State, StepInput::Batch, StepInput::Same],
+        outputs: vec![StepOutput::Next(0), StepOutput::Report],
+    };
+    Pipeline::new().with(fuse).run(&mut module, &mut Context::default(), &mut |_, _, _| {}).unwrap();
+    settings().bind(|| insta::assert_snapshot!("tiny-after-fuse-steps", normalised(&module)));
 }
 
 #[test]

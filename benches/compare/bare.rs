@@ -12,7 +12,7 @@ use entropic::train::controller_arrays;
 use pjrt::{Buffer, Executable};
 
 /// Batches that take turns, so that a long run does not learn one of them by heart.
-const BATCHES: u64 = 16;
+pub(crate) const BATCHES: u64 = 16;
 
 /// What a step starts from, on the host.
 pub(crate) struct Initial {
@@ -69,6 +69,17 @@ impl Initial {
             manifest.inputs.iter().zip(&inputs).all(|(i, v)| i.role == InputRole::Batch || v.values.len() == 1);
         anyhow::ensure!(complete, "{} does not say how every input begins", bundle.folder.display());
         Ok(Self { inputs, successors: manifest.outputs.iter().map(|o| o.input).collect() })
+    }
+}
+
+impl Initial {
+    /// The same for a program that takes `steps` batches in one launch.
+    pub(crate) fn in_launches_of(mut self, steps: usize) -> Self {
+        for input in self.inputs.iter_mut().filter(|input| input.values.len() > 1) {
+            input.values = input.values.chunks(steps).map(<[Vec<u8>]>::concat).collect();
+            input.shape.insert(0, i64::try_from(steps).unwrap_or(i64::MAX));
+        }
+        self
     }
 }
 

@@ -6,9 +6,11 @@
 mod bare;
 mod child;
 mod flags;
+mod launch;
 mod rounds;
 
 use std::cell::RefCell;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::atomic::AtomicBool;
@@ -74,11 +76,13 @@ enum Part {
     Torch,
     /// The plain step under one compiler flag after another, and JAX.
     Flags,
+    /// Several steps in one launch against launches of one.
+    Launch,
 }
 
 fn main() -> Result<()> {
     let options = Options::parse();
-    let schedule = Schedule { rounds: options.rounds, seconds: options.seconds };
+    let schedule = Schedule { rounds: options.rounds, seconds: options.seconds, multiple: 1 };
     let samples = match options.part {
         Part::Control => control(&options, schedule)?,
         Part::Loop => train_loop(&options, schedule)?,
@@ -92,6 +96,7 @@ fn main() -> Result<()> {
             schedule.run(["torch", "torch-naive"].map(|name| torch.contender(name)).into(), vec![torch.versions()])?
         }
         Part::Flags => flags::compare(&options, schedule)?,
+        Part::Launch => launch::compare(&options, schedule)?,
     };
     samples.write(&options.out)
 }
@@ -124,19 +129,7 @@ fn control(options: &Options, schedule: Schedule) -> Result<Samples> {
 fn train_loop(options: &Options, schedule: Schedule) -> Result<Samples> {
     let folder = tempfile::tempdir()?;
     let bundle = Bundle::open(&options.model)?;
-    let options_of_run = train::Options {
-        bundle: bundle.clone(),
-        policy: None,
-        data: text(),
-        steps: 0,
-        seed: 0,
-        corruption: None,
-        plugin: options.plugin.clone(),
-        cache: None,
-        started: std::time::Instant::now(),
-        worker: None,
-        out: Some(folder.path().join("run")),
-    };
+    let options_of_run = options_of_run(options, &bundle, NonZeroU32::MIN, &folder.path().join("run"));
     let setup = Setup::new(&options_of_run, &mut Silent)?;
     let versions = vec![plugin(&setup.engine)];
     let initial = Initial::new(&setup.engine, &bundle, &text())?;
@@ -158,6 +151,24 @@ fn train_loop(options: &Options, schedule: Schedule) -> Result<Samples> {
         jax.contender("jax-loop"),
     ];
     schedule.run(contenders, [versions, vec![jax.versions()]].concat())
+}
+
+/// A run of any number of steps.
+fn options_of_run(options: &Options, bundle: &Bundle, steps_per_launch: NonZeroU32, out: &Path) -> train::Options {
+    train::Options {
+        bundle: bundle.clone(),
+        policy: None,
+        data: text(),
+        steps: 0,
+        steps_per_launch: Some(steps_per_launch),
+        seed: 0,
+        corruption: None,
+        plugin: options.plugin.clone(),
+        cache: None,
+        started: Instant::now(),
+        worker: None,
+        out: Some(out.to_owned()),
+    }
 }
 
 /// Folders of text.

@@ -32,6 +32,8 @@ impl Contender {
 pub(crate) struct Schedule {
     pub(crate) rounds: usize,
     pub(crate) seconds: f64,
+    /// The steps of a stretch are a multiple of this.
+    pub(crate) multiple: u64,
 }
 
 /// What was measured.
@@ -55,6 +57,7 @@ impl Schedule {
         }
         let first = contenders.first_mut().context("there is nothing to compare")?;
         let steps = (self.seconds / (first.run(3)? / 3.0)).ceil().clamp(3.0, 1e5) as u64;
+        let steps = steps.next_multiple_of(self.multiple);
         let mut rounds = Vec::new();
         for round in 0..=self.rounds {
             // Each begins a round as often as any other and follows each neighbour as often as it precedes it, so that a

@@ -43,6 +43,8 @@ pub mod append_state;
 
 pub mod inject;
 
+pub mod fuse_steps;
+
 pub mod reference;
 
 pub mod values;
@@ -52,6 +54,7 @@ mod mesh;
 mod names;
 
 pub use discover::{DiscoverError, discover};
+pub use fuse_steps::{FuseError, FuseSteps, StepInput, StepOutput};
 pub use gradient_all_reduce::{Reduction, Replicas, Weighting};
 pub use inject::{InjectError, InjectOptions, Injection, inject, inject_observed, inject_step, replicate_step};
 pub use layout::ControllerLayout;

@@ -16,6 +16,7 @@ use thiserror::Error;
 
 use crate::control::{Controlled, Projections};
 use crate::discover::DiscoverError;
+use crate::fuse_steps::FuseError;
 use crate::gradient_all_reduce::Replicas;
 use crate::layout::ControllerLayout;
 use crate::manual::Entered;
@@ -121,6 +122,9 @@ pub enum PassError {
     /// The policy does not fit this step.
     #[error(transparent)]
     Policy(#[from] PolicyError),
+    /// Several steps do not go into one launch.
+    #[error(transparent)]
+    Fuse(#[from] FuseError),
     /// A pass that this one builds on has not run.
     #[error("it needs the results of `{pass}`, which has not run before it in this pipeline")]
     Needs {

@@ -9,9 +9,9 @@ use std::collections::BTreeSet;
 
 use hlo::{Computation, ComputationId, Instruction, InstructionId, Module, Opcode};
 use serde::Serialize;
-use serde_json::Value;
 
 use super::cost::{self, Memories};
+use super::trips::trip_count;
 use crate::target::Platform;
 
 /// The prefix of the `op_name` of everything that injection puts into a step.
@@ -213,7 +213,7 @@ impl Walk<'_> {
             O::SendDone | O::RecvDone => return,
             O::Call | O::AsyncStart => return self.called(i, launches),
             O::While => {
-                let trips = trip_count(i);
+                let trips = trip_count(self.module, within, i, self.platform);
                 if trips.is_none() {
                     self.host(i, "while without a known trip count");
                 }
@@ -391,11 +391,4 @@ fn moves_to_or_from_host(within: &Computation, copy: &Instruction) -> bool {
         shape.leaves().any(|leaf| leaf.0.layout.as_option().is_some_and(|layout| layout.memory_space == HOST_MEMORY))
     };
     in_host(&copy.shape) || copy.operands.iter().filter_map(|&id| within.get(id)).any(|i| in_host(&i.shape))
-}
-
-/// How often the body of a `while` runs, where the compiler wrote it down.
-fn trip_count(i: &Instruction) -> Option<u64> {
-    let config: Value = serde_json::from_slice(&i.attributes.backend_config).ok()?;
-    let count = config.get("known_trip_count")?.get("n")?;
-    count.as_u64().or_else(|| count.as_str()?.parse().ok())
 }

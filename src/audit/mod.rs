@@ -6,6 +6,7 @@
 mod compile;
 mod cost;
 pub mod kernel;
+mod trips;
 
 #[cfg(test)]
 mod tests;

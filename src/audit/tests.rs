@@ -70,6 +70,23 @@ fn a_loop_of_unknown_length_brings_the_host_in() {
     assert_eq!(told, [("while", "while without a known trip count")]);
 }
 
+#[test]
+fn a_tpu_counts_by_itself_and_its_compiler_does_not_say_so() {
+    let by_one =
+        a_loop("").replace("%copy = s32[] copy(%i)", "%one = s32[] constant(1)\n  %copy = s32[] add(%i, %one)");
+    let tpu = profile(&by_one, Platform::Tpu);
+    assert_eq!(tpu.launches(KernelKind::Fusion), 5);
+    assert!(tpu.host.is_empty());
+    // By 2, from 0 to 5: three times.
+    let by_two = by_one.replace("%one = s32[] constant(1)", "%one = s32[] constant(2)");
+    assert_eq!(profile(&by_two, Platform::Tpu).launches(KernelKind::Fusion), 3);
+    // A GPU waits for the host wherever there is no note.
+    assert_eq!(profile(&by_one, Platform::Cuda).host.len(), 1);
+    for endless in [by_one.replace("constant(1)", "constant(0)"), by_one.replace("LT", "GT"), a_loop("")] {
+        assert_eq!(profile(&endless, Platform::Tpu).host.len(), 1, "{endless}");
+    }
+}
+
 const HOST: &str = r#"HloModule m
 
 %same (x: f32[8]) -> f32[8] {

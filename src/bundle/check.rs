@@ -35,6 +35,7 @@ fn refuse<T>(place: impl Into<String>, message: impl Into<String>) -> Result<T, 
 ///
 /// The first contradiction.
 pub fn check(manifest: &Manifest, module: &Module) -> Result<(), CheckError> {
+    check_launch(manifest)?;
     check_inputs(manifest, module)?;
     check_outputs(manifest, module)?;
     check_successors(manifest)?;
@@ -62,6 +63,24 @@ pub fn check(manifest: &Manifest, module: &Module) -> Result<(), CheckError> {
         check_data(manifest, data)?;
     }
     check_controller(manifest)
+}
+
+/// Whether there is one batch and one report for each step of a launch.
+fn check_launch(manifest: &Manifest) -> Result<(), CheckError> {
+    let batches = manifest.inputs.iter().enumerate().filter(|(_, i)| i.role == InputRole::Batch);
+    let batches = batches.map(|(n, i)| (format!("inputs[{n}] ({})", i.name), array(i), &i.shape));
+    let reports = manifest.outputs.iter().enumerate().filter(|(_, o)| o.role.is_report());
+    let reports = reports.map(|(n, o)| (format!("outputs[{n}] ({})", o.name), output_array(o), &o.shape));
+    for (place, array, shape) in batches.chain(reports) {
+        if manifest.launch.one_step(shape).is_none() {
+            let steps = manifest.launch.steps;
+            return refuse(
+                place,
+                format!("it is {array}; a launch does {steps} steps, which must be the first dimension"),
+            );
+        }
+    }
+    Ok(())
 }
 
 fn check_inputs(manifest: &Manifest, module: &Module) -> Result<(), CheckError> {
@@ -105,7 +124,8 @@ fn check_outputs(manifest: &Manifest, module: &Module) -> Result<(), CheckError>
     }
     let mut losses = manifest.outputs.iter().enumerate().filter(|(_, o)| o.role == OutputRole::Loss);
     if let Some((index, loss)) = losses.next() {
-        if !output_array(loss).is_scalar() || !loss.dtype.primitive().is_floating() {
+        let scalar = manifest.launch.one_step(&loss.shape).is_some_and(<[i64]>::is_empty);
+        if !scalar || !loss.dtype.primitive().is_floating() {
             return refuse(format!("outputs[{index}]"), "the loss must be a floating scalar");
         }
         if let Some((second, _)) = losses.next() {
@@ -214,7 +234,7 @@ fn check_data(manifest: &Manifest, data: &Data) -> Result<(), CheckError> {
         return refuse("data.input", format!("{} is {}; token ids are integers", input.name, array(input)));
     }
     let dims = [data.batch, data.window].map(|d| i64::try_from(d).unwrap_or(i64::MAX));
-    if input.shape != dims || dims.contains(&0) {
+    if manifest.launch.one_step(&input.shape) != Some(&dims) || dims.contains(&0) {
         return refuse(
             "data",
             format!(
@@ -283,7 +303,9 @@ fn check_controller(manifest: &Manifest) -> Result<(), CheckError> {
     }
     let outputs_agree = layout.outputs.len() == expected_outputs.len()
         && layout.outputs.iter().zip(&expected_outputs).all(|(said, (index, output))| {
-            said.output == *index && output_role(said.kind) == output.role && output.shape == said.dims
+            let report = output.role.is_report();
+            let shape = if report { manifest.launch.one_step(&output.shape) } else { Some(output.shape.as_slice()) };
+            said.output == *index && output_role(said.kind) == output.role && shape == Some(&said.dims)
         });
     if !outputs_agree {
         return refuse("controller.layout.outputs", "they are not the outputs of role control and telemetry");
@@ -342,7 +364,10 @@ pub fn check_eval_module(manifest: &Manifest, eval: &Eval, module: &Module) -> R
         let shape = entry.get(id).map(|i| i.shape.clone()).unwrap_or_default();
         if let Some(input) = manifest.inputs.get(number) {
             let place = format!("eval.inputs[{index}] ({})", input.name);
-            agree(&place, &array(input), &shape, &format!("the parameter of {}", eval.file))?;
+            // One evaluation takes one batch, whatever a launch of the step takes.
+            let batch = (input.role == InputRole::Batch).then(|| manifest.launch.one_step(&input.shape)).flatten();
+            let said = Shape::array(input.dtype.primitive(), batch.unwrap_or(&input.shape));
+            agree(&place, &said, &shape, &format!("the parameter of {}", eval.file))?;
         }
     }
     match output_shapes(module).as_slice() {

@@ -75,6 +75,16 @@ impl Launch {
         *self == Self::default()
     }
 
+    /// The dimensions of one step's batch or report, which has `shape` in a launch; `None` where it is not one for each step.
+    #[must_use]
+    pub fn one_step<'a>(&self, shape: &'a [i64]) -> Option<&'a [i64]> {
+        match shape.split_first() {
+            _ if self.steps == NonZeroU32::MIN => Some(shape),
+            Some((&steps, one)) if steps == i64::from(self.steps.get()) => Some(one),
+            _ => None,
+        }
+    }
+
     /// Devices that the program runs on.
     #[must_use]
     pub fn devices(&self) -> u64 {
@@ -317,6 +327,14 @@ impl InputRole {
             Self::Control => OutputRole::Control,
             Self::Batch | Self::Policy => return None,
         })
+    }
+}
+
+impl OutputRole {
+    /// Whether an output of this role is something that each step reports, and not what the next one begins from.
+    #[must_use]
+    pub fn is_report(self) -> bool {
+        matches!(self, Self::Loss | Self::Aux | Self::Telemetry)
     }
 }
 

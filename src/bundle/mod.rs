@@ -6,6 +6,7 @@
 pub mod check;
 mod derive;
 mod dtype;
+mod fuse;
 pub mod manifest;
 
 use std::fs;
@@ -18,6 +19,7 @@ use thiserror::Error;
 pub use check::CheckError;
 pub use derive::derive;
 pub use dtype::Dtype;
+pub use fuse::FuseBundleError;
 pub use manifest::{Manifest, ManifestError};
 
 use crate::files::{StagedFolder, WriteError};

@@ -1,6 +1,7 @@
 //! `entropic audit`: what control costs on a target, from the target's own compiler.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
@@ -15,6 +16,7 @@ use entropic::files;
 use entropic::isolate::Worker;
 use entropic::model::Model;
 use entropic::target::Target;
+use hlo::Module;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -30,6 +32,9 @@ pub(super) struct Arguments {
     /// is given.
     #[arg(long, value_name = "FILE|default|article|monitor")]
     policy: Option<PathBuf>,
+    /// Compare launches of so many steps, in a loop on the device; figures are then those of a launch.
+    #[arg(long, value_name = "K", default_value = "1")]
+    steps_per_launch: NonZeroU32,
     /// Print JSON instead of tables: all kernels that differ, and the kernel of every operation of the controller.
     #[arg(long)]
     json: bool,
@@ -56,11 +61,14 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
     let policy = read_policy(arguments.policy.as_deref())?;
     let model = Model::open_with(&arguments.model, &arguments.reading.reader())?;
-    let injected = model.inject(&policy, arguments.target.platform())?;
+    let injected = model
+        .inject(&policy, arguments.target.platform())?
+        .fuse(arguments.steps_per_launch, arguments.target.platform())?;
+    let plain = plain(&model, arguments.steps_per_launch, &arguments.target)?;
     let spinner = ProgressBar::new_spinner().with_message(format!("compiling twice for {}", arguments.target));
     spinner.enable_steady_tick(std::time::Duration::from_millis(100));
     let worker = Worker::this_program()?;
-    let both = compile(&worker, &arguments.target, model.module(), "the step without control").and_then(|plain| {
+    let both = compile(&worker, &arguments.target, &plain, "the step without control").and_then(|plain| {
         Ok((plain, compile(&worker, &arguments.target, &injected.module, "the step under control")?))
     });
     spinner.finish_and_clear();
@@ -74,7 +82,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
     if arguments.json {
         print(&(serde_json::to_string_pretty(&audit)? + "\n"))?;
     } else {
-        print(&describe(&audit))?;
+        print(&describe(&audit, arguments.steps_per_launch))?;
     }
     let limits = Limits {
         extra_kernels: arguments.max_extra_kernels,
@@ -90,9 +98,18 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-fn describe(audit: &Audit) -> String {
+/// The step without control, so many times in a launch.
+fn plain(model: &Model, steps: NonZeroU32, target: &Target) -> anyhow::Result<Module> {
+    if steps == NonZeroU32::MIN {
+        return Ok(model.module().clone());
+    }
+    Ok(model.find()?.original(model).fuse(steps, target.platform())?.module)
+}
+
+fn describe(audit: &Audit, steps: NonZeroU32) -> String {
     let (plain, injected) = (&audit.plain, &audit.injected);
-    let mut table = table(&["one step", "plain", "controlled", "difference"]);
+    let one = if steps == NonZeroU32::MIN { "one step".to_owned() } else { format!("one launch of {steps} steps") };
+    let mut table = table(&[&one, "plain", "controlled", "difference"]);
     for kind in KernelKind::ALL {
         let count = |side: &Side| side.launches.get(&kind).copied().unwrap_or(0);
         let (before, after) = (count(plain), count(injected));

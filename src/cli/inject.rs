@@ -1,5 +1,6 @@
 //! `entropic inject`: a controlled step out of an uncontrolled one.
 
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -37,8 +38,11 @@ pub(super) struct Arguments {
     /// how sums over a gradient should be written; any of them takes any result.
     #[arg(long, default_value = "cpu", value_name = "TARGET")]
     target: Target,
-    /// Run both modules for 20 steps under a neutral policy and compare every output bit for bit; nothing is written
-    /// where they differ.
+    /// Put so many steps into one launch, in a loop on the device; the result takes as many batches at once.
+    #[arg(long, value_name = "K", default_value = "1")]
+    steps_per_launch: NonZeroU32,
+    /// Run both modules for 20 steps under a neutral policy and compare every output bit for bit; with several steps
+    /// in a launch, compare those with as many launches of one step, too. Nothing is written where they differ.
     #[arg(long)]
     verify: bool,
     /// The plugin to verify on: a known name, or the path of a library.
@@ -57,16 +61,12 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
         bail!("the output {} is the model itself; choose another path", arguments.output.display());
     }
     let injected = model.inject(&policy, arguments.target.platform())?;
+    let fused = injected.fuse(arguments.steps_per_launch, arguments.target.platform())?;
+    let several = arguments.steps_per_launch > NonZeroU32::MIN;
     let mut text = String::new();
     if arguments.verify {
         let found = model.find()?;
-        let original = Bundle {
-            folder: injected.folder.clone(),
-            manifest: found.manifest.clone(),
-            module: model.module().clone(),
-            origin: model.origin().clone(),
-            reader: injected.reader.clone(),
-        };
+        let original = found.original(&model);
         let worker = Worker::this_program()?;
         let engine = Engine::open(&arguments.plugin)?.with_cache(arguments.compiling.cache()).isolated(Some(worker));
         let verified = verify::verify(&engine, &original, &injected, &found.step)?;
@@ -78,15 +78,28 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
             verified.bytes,
             if verified.non_finite { "; some values were not finite, so this says less than it could" } else { "" }
         );
+        if several {
+            let verified = verify::verify_launches(&engine, &injected, &fused, &found.step)?;
+            text += &format!(
+                "{} launches of {} steps are bit-identical to {} of one ({} bytes)\n",
+                verified.steps / u64::from(arguments.steps_per_launch.get()),
+                arguments.steps_per_launch,
+                verified.steps,
+                verified.bytes
+            );
+        }
     }
     let controlled = injected.manifest.controller.as_ref().map_or(0, |c| c.layout.tensors.len());
     let snapshot_cost = injected.manifest.controller.as_ref().map_or(String::new(), |c| snapshot_cost(&c.layout));
     let groups = injected.manifest.controller.as_ref().map_or(Ok(String::new()), groups)?;
     match &model {
-        Model::Bundle(_) => injected.save(&arguments.output)?,
-        Model::Bare { .. } => save_bare(injected, &arguments.output)?,
+        Model::Bundle(_) => fused.save(&arguments.output)?,
+        Model::Bare { .. } => save_bare(fused, &arguments.output)?,
     }
     text += &format!("{}: {controlled} tensors under control\n{groups}", arguments.output.display());
+    if several {
+        text += &format!("{} steps in one launch\n", arguments.steps_per_launch);
+    }
     text += &snapshot_cost;
     print(&text)?;
     Ok(Outcome::Done)

@@ -1,5 +1,6 @@
 //! `entropic train`: progress while it runs, a table at the end.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -28,6 +29,11 @@ pub(super) struct Arguments {
     /// Number of steps.
     #[arg(long)]
     steps: u64,
+    /// Do so many steps in one launch, in a loop on the device: what a launch costs is paid once for all of them, and metrics
+    /// come as late. What is left of --steps at the end is done in single steps. If none is given, as many as the bundle
+    /// does.
+    #[arg(long, value_name = "K")]
+    steps_per_launch: Option<NonZeroU32>,
     /// Seeds the initial state and the order of the data.
     #[arg(long, default_value_t = 0)]
     seed: u32,
@@ -90,6 +96,7 @@ pub(super) fn run(arguments: Arguments, started: Instant) -> anyhow::Result<Outc
         policy,
         data: arguments.data,
         steps: arguments.steps,
+        steps_per_launch: arguments.steps_per_launch,
         seed: arguments.seed,
         corruption: arguments.corrupt.map(|share| Corruption { share, seed: u64::from(arguments.seed) }),
         plugin: arguments.plugin,

@@ -1,8 +1,8 @@
 //! Training: data in, steps on the device, metrics out.
 //!
-//! The host never decides anything between two steps. After the first it launches step `t + 1`
-//! before it has read what step `t` reports, keeps at most [`IN_FLIGHT`] steps under way, and reads each step's loss and
-//! telemetry once it is `IN_FLIGHT - 1` steps old. Everything in a run but the clock follows from bundle,
+//! The host never decides anything between two launches, each of one step or of several. After the first it launches
+//! the next before it has read what the one before reports, keeps at most [`IN_FLIGHT`] under way, and reads the losses and
+//! telemetry of each once it is `IN_FLIGHT - 1` launches old. Everything in a run but the clock follows from bundle,
 //! policy, data and seed.
 
 mod batch;
@@ -12,6 +12,7 @@ mod setup;
 mod stepper;
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -21,7 +22,7 @@ use passes::telemetry::{Telemetry, TelemetryError};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::bundle::BundleError;
+use crate::bundle::{BundleError, FuseBundleError};
 use crate::data::DataError;
 use crate::engine::EngineError;
 use crate::files::WriteError;
@@ -30,9 +31,9 @@ pub use batch::{BatchArray, BatchMaker, decode_scalar, upload};
 pub use corruption::{Corruption, Fault, Share, ShareError};
 pub use run_folder::{FORMAT_VERSION as RUN_FORMAT_VERSION, RunFolder, RunFolderError};
 pub use setup::{ControllerArray, InitialState, Options, Setup, TelemetryReader, controller_arrays};
-pub use stepper::{Evaluator, Launched, Stepper};
+pub use stepper::{Evaluator, Launched, StepProgram, Stepper};
 
-/// Steps that may be under way at a time.
+/// Launches that may be under way at a time.
 pub const IN_FLIGHT: usize = 3;
 
 /// What one step reports.
@@ -42,7 +43,7 @@ pub struct StepRecord {
     pub step: u64,
     /// Training loss on this step's batch, before its update; `null` where it is not finite.
     pub loss: Option<f64>,
-    /// Seconds from the first launch to the moment the host had read this step.
+    /// Seconds from the first launch to the moment the host had read this step, with all others of its launch.
     pub seconds: f64,
     /// What was wrong with the batch on purpose, where [`Options::corruption`] asks for that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -329,6 +330,20 @@ pub enum TrainError {
         /// What it lacks, and what to do.
         what: String,
     },
+    /// Steps that do not go into one launch.
+    #[error(transparent)]
+    Fuse(#[from] FuseBundleError),
+    /// Fewer steps are left than a launch does.
+    #[error(
+        "{left} more steps are asked for, a launch does {steps} at once, and there is no program for single ones; ask for a \
+         multiple of {steps}, or train the bundle that this one was made from"
+    )]
+    Rest {
+        /// How many are left.
+        left: u64,
+        /// Steps of one launch.
+        steps: u64,
+    },
     /// The data.
     #[error(transparent)]
     Data(#[from] DataError),
@@ -382,7 +397,8 @@ impl Observer for Silent {
 ///
 /// The initial state is made again when the steps are done, so that the first of them need not wait for its evaluation.
 ///
-/// `interrupt` is looked at before each launch; once it is set, steps under way are read and the run ends in order.
+/// `interrupt` is looked at before each launch, and so is what the controller asked for in launches that were read; once one
+/// of them says so, steps under way are read and the run ends in order.
 ///
 /// # Errors
 ///
@@ -503,40 +519,57 @@ impl Trainer {
                 ending = Ending::Interrupted;
             }
             if self.next < end && ending == Ending::Complete {
-                in_flight.push_back(self.launch()?);
+                in_flight.push_back(self.launch(end)?);
                 // The first step of a run is read at once, so that it is known when it was done.
                 if in_flight.len() < IN_FLIGHT && self.done > 0 {
                     continue;
                 }
             }
             let Some(oldest) = in_flight.pop_front() else { return Ok(ending) };
-            let record = self.read(oldest)?;
-            observer.step(&record);
-            if record.control.is_some_and(|c| c.stop) {
-                ending = Ending::Stopped;
+            for record in self.read(oldest)? {
+                observer.step(&record);
+                if record.control.is_some_and(|c| c.stop) {
+                    ending = Ending::Stopped;
+                }
             }
         }
     }
 
-    fn launch(&mut self) -> Result<(u64, Launched), TrainError> {
-        let step = self.next;
-        let Setup { engine, batches, stepper, .. } = &mut self.setup;
-        let batch = upload(engine, &batches.training(step..step + 1, 0))?;
+    /// Launches the next steps, as many as one launch does, but none beyond `end`.
+    fn launch(&mut self, end: u64) -> Result<UnderWay, TrainError> {
+        let Setup { engine, stepper, rest, batches, .. } = &mut self.setup;
+        let left = end.saturating_sub(self.next);
+        if stepper.steps() > left {
+            let single = rest.take().ok_or(TrainError::Rest { left, steps: stepper.steps() })?;
+            stepper.go_on_with(single);
+        }
+        let steps = self.next..self.next.saturating_add(stepper.steps());
+        let batch = upload(engine, &batches.training(steps.clone(), 0))?;
         let launched = stepper.launch(&batch)?;
-        self.next += 1;
-        Ok((step, launched))
+        self.next = steps.end;
+        Ok(UnderWay { steps, launched })
     }
 
-    fn read(&mut self, (step, launched): (u64, Launched)) -> Result<StepRecord, TrainError> {
+    fn read(&mut self, UnderWay { steps, launched }: UnderWay) -> Result<Vec<StepRecord>, TrainError> {
         let report = launched.wait()?;
         self.first_step.get_or_insert_with(Instant::now);
+        let seconds = self.start.elapsed().as_secs_f64();
+        let count = steps.clone().count();
+        let one = |(position, step)| {
+            let report: Vec<&[u8]> = report.iter().map(|array| one_of(array, position, count)).collect();
+            self.record(step, seconds, &report)
+        };
+        (0..).zip(steps).map(one).collect()
+    }
+
+    /// Notes what a step reports.
+    fn record(&mut self, step: u64, seconds: f64, report: &[&[u8]]) -> Result<StepRecord, TrainError> {
         let Setup { loss, telemetry, folder, batches, .. } = &mut self.setup;
         let loss = loss
             .and_then(|(position, element_type)| decode_scalar(report.get(position)?, element_type))
             .filter(|loss| loss.is_finite());
-        let control = telemetry.as_ref().map(|t| t.read(&report)).transpose()?;
-        let (seconds, fault) = (self.start.elapsed().as_secs_f64(), batches.fault(step));
-        let record = StepRecord { step, loss, seconds, fault, control };
+        let control = telemetry.as_ref().map(|t| t.read(report)).transpose()?;
+        let record = StepRecord { step, loss, seconds, fault: batches.fault(step), control };
         if let (Some(gates), Some(control)) = (&mut self.gates, &record.control) {
             gates.count(control);
         }
@@ -545,6 +578,18 @@ impl Trainer {
         folder.record(&record)?;
         Ok(record)
     }
+}
+
+/// A launch that has not been read.
+#[derive(Debug)]
+struct UnderWay {
+    steps: Range<u64>,
+    launched: Launched,
+}
+
+/// The part of an array that step `position` of `count` made.
+fn one_of(array: &[u8], position: usize, count: usize) -> &[u8] {
+    array.chunks(array.len().div_ceil(count.max(1)).max(1)).nth(position).unwrap_or_default()
 }
 
 fn rate(steps: u64, time: Duration) -> f64 {

@@ -10,6 +10,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -50,6 +51,8 @@ pub(super) struct RunDescription<'a> {
     pub(super) tensors: Vec<&'a str>,
     pub(super) seed: u32,
     pub(super) steps: u64,
+    /// Steps of one launch.
+    pub(super) steps_per_launch: NonZeroU32,
     pub(super) corruption: Option<&'a Corruption>,
     pub(super) loss_unit: &'a str,
     pub(super) data: DataDescription,

@@ -3,6 +3,7 @@
 //! What is cheap to refuse is refused first: data before the plugin, the plugin before a compilation. The run
 //! folder comes last, so that a run that cannot start leaves nothing behind.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::thread::{self, ScopedJoinHandle};
 use std::time::Instant;
@@ -16,7 +17,7 @@ use pjrt::{Buffer, Executable, ExecuteOptions};
 use super::batch::BatchMaker;
 use super::corruption::Corruption;
 use super::run_folder::{FORMAT_VERSION, PluginDescription, RunDescription, RunFolder};
-use super::stepper::{Evaluator, Stepper, device};
+use super::stepper::{Evaluator, StepProgram, Stepper, device};
 use super::{ControlRecord, Observer, TrainError};
 use crate::bundle::manifest::OutputRole;
 use crate::bundle::{Bundle, Dtype, check};
@@ -24,6 +25,7 @@ use crate::cache::CompileCache;
 use crate::engine::{Engine, EngineError};
 use crate::files;
 use crate::isolate::Worker;
+use crate::target::Platform;
 
 /// What to train, on what, and how long.
 #[derive(Debug)]
@@ -36,6 +38,9 @@ pub struct Options {
     pub data: Vec<PathBuf>,
     /// Number of steps.
     pub steps: u64,
+    /// Steps of one launch, those of the bundle if there is no number. What is left at the end is done in single steps, where
+    /// the bundle does single steps.
+    pub steps_per_launch: Option<NonZeroU32>,
     /// Seeds the initial state and the order of the data.
     pub seed: u32,
     /// Training batches to spoil on purpose.
@@ -59,6 +64,8 @@ pub struct Setup {
     pub engine: Engine,
     /// The step and its state.
     pub stepper: Stepper,
+    /// The same step as a program of its own, where the last steps are fewer than a launch does.
+    pub rest: Option<StepProgram>,
     /// Makes the state that the run begins with.
     pub initial: InitialState,
     /// The held-out loss, where the bundle has one.
@@ -119,8 +126,8 @@ impl TelemetryReader {
     /// # Errors
     ///
     /// Where it is of another layout.
-    pub fn read(&self, report: &[Vec<u8>]) -> Result<ControlRecord, TelemetryError> {
-        let bytes = report.get(self.position).map(Vec::as_slice).unwrap_or_default();
+    pub fn read(&self, report: &[&[u8]]) -> Result<ControlRecord, TelemetryError> {
+        let bytes = report.get(self.position).copied().unwrap_or_default();
         let values: Vec<f32> = bytes.as_chunks().0.iter().map(|chunk| f32::from_le_bytes(*chunk)).collect();
         Telemetry::decode(&self.layout, &values).map(ControlRecord::from)
     }
@@ -133,7 +140,8 @@ impl Setup {
     ///
     /// See [`TrainError`]; no run folder is left behind.
     pub fn new(options: &Options, observer: &mut dyn Observer) -> Result<Self, TrainError> {
-        let bundle = &options.bundle;
+        let (fused, rest) = launches(options)?;
+        let bundle = fused.as_ref().unwrap_or(&options.bundle);
         let manifest = &bundle.manifest;
         let reached = |what: &str| tracing::debug!("{:.3} s: {what}", options.started.elapsed().as_secs_f64());
         reached("model ready");
@@ -163,14 +171,18 @@ impl Setup {
         }
         observer.phase("compiling");
         // Each may take as long as all others together.
-        let (step, evaluate, make_state) = thread::scope(|scope| {
+        let (step, rest, evaluate, make_state) = thread::scope(|scope| {
             let evaluate = eval_module.as_ref().map(|m| scope.spawn(|| engine.compile(m, "the evaluation")));
             let make_state = scope.spawn(|| engine.compile(&init_module, "the initial state"));
             let step = engine.compile(&bundle.module, "the train step");
+            let rest = rest.map(|bundle| {
+                let executable = engine.compile(&bundle.module, "the train step by itself")?;
+                Ok::<_, EngineError>(StepProgram::new(executable, &bundle.manifest))
+            });
             let evaluate = evaluate.map(|thread| joined(thread, "the evaluation")).transpose();
-            (step, evaluate, joined(make_state, "the initial state"))
+            (step, rest.transpose(), evaluate, joined(make_state, "the initial state"))
         });
-        let (step, evaluate, make_state) = (step?, evaluate?, make_state?);
+        let (step, rest, evaluate, make_state) = (step?, rest?, evaluate?, make_state?);
         let evaluator = match (&manifest.eval, &eval_module, evaluate) {
             (Some(eval), Some(module), Some(executable)) => {
                 let loss_type = check::output_shapes(module).first().map_or(PrimitiveType::F32, |s| s.element_type());
@@ -222,6 +234,7 @@ impl Setup {
             tensors: telemetry.iter().flat_map(|t| &t.layout.tensors).map(|t| t.name.as_str()).collect(),
             seed: options.seed,
             steps: options.steps,
+            steps_per_launch: manifest.launch.steps,
             corruption: options.corruption.as_ref(),
             loss_unit: &loss_unit,
             data: batches.describe(&options.data),
@@ -232,8 +245,37 @@ impl Setup {
             },
         })?;
         reached("run folder made");
-        Ok(Self { engine, stepper, initial, evaluator, batches, folder, loss_unit, loss, telemetry })
+        Ok(Self { engine, stepper, rest, initial, evaluator, batches, folder, loss_unit, loss, telemetry })
     }
+}
+
+/// The bundle with as many steps in a launch as are asked for, where that is another than the options have; and the one
+/// that does the rest.
+fn launches(options: &Options) -> Result<(Option<Bundle>, Option<&Bundle>), TrainError> {
+    let bundle = &options.bundle;
+    let has = bundle.manifest.launch.steps;
+    let steps = options.steps_per_launch.unwrap_or(has);
+    let left = options.steps % u64::from(steps.get());
+    if has == NonZeroU32::MIN {
+        let fused = if steps == has { None } else { Some(bundle.fuse(steps, Platform::of_plugin(&options.plugin))?) };
+        return Ok((fused, (left > 0).then_some(bundle)));
+    }
+    let refuse = |what| Err(TrainError::Untrainable { bundle: bundle.folder.display().to_string(), what });
+    if steps != has {
+        return refuse(format!(
+            "it does {has} steps in a launch, and {steps} are asked for; train the bundle that it was made from"
+        ));
+    }
+    if left > 0 {
+        let (below, above) = (options.steps - left, options.steps - left + u64::from(has.get()));
+        let works = if below == 0 { above.to_string() } else { format!("{below} or {above}") };
+        return refuse(format!(
+            "it does {has} steps in a launch, and {} are no multiple of that; {works} would be one, and the bundle that it was \
+             made from does any number",
+            options.steps
+        ));
+    }
+    Ok((None, None))
 }
 
 /// What a thread compiled.

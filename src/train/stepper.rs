@@ -29,16 +29,24 @@ enum Sink {
     Drop,
 }
 
-/// A compiled step with its state on the device.
+/// A compiled step, or several in one launch, and where its arguments come from and its results go.
 ///
 /// Inputs and outputs are those of the manifest. What the host reads are the outputs of role loss and telemetry, in the
 /// order of outputs.
 #[derive(Debug)]
-pub struct Stepper {
+pub struct StepProgram {
     executable: Executable,
     sources: Vec<Source>,
     sinks: Vec<Sink>,
     host_outputs: Vec<usize>,
+    /// Steps of one launch.
+    steps: u64,
+}
+
+/// A program with its state on the device.
+#[derive(Debug)]
+pub struct Stepper {
+    program: StepProgram,
     /// By input number; `None` for batch inputs.
     state: Vec<Option<Buffer>>,
 }
@@ -49,6 +57,30 @@ pub struct Launched {
     copies: Vec<HostCopy>,
 }
 
+impl StepProgram {
+    /// What was compiled from the module of that manifest.
+    #[must_use]
+    pub fn new(executable: Executable, manifest: &Manifest) -> Self {
+        let mut batches = 0;
+        let sources = manifest.inputs.iter().map(|input| {
+            if input.role != InputRole::Batch {
+                return Source::State;
+            }
+            batches += 1;
+            Source::Batch(batches - 1)
+        });
+        let sources = sources.collect();
+        let sinks = manifest.outputs.iter().map(|output| match (output.input, output.role) {
+            (Some(input), _) => Sink::State(input),
+            (None, OutputRole::Loss | OutputRole::Telemetry) => Sink::Host,
+            (None, _) => Sink::Drop,
+        });
+        let sinks: Vec<_> = sinks.collect();
+        let host_outputs = (0..).zip(&sinks).filter(|(_, s)| matches!(s, Sink::Host)).map(|(i, _)| i).collect();
+        Self { executable, sources, sinks, host_outputs, steps: manifest.launch.steps.get().into() }
+    }
+}
+
 impl Stepper {
     /// Puts a compiled step and its initial state together. `state[i]` is the value of input `i` and `None` for a batch input.
     ///
@@ -56,18 +88,8 @@ impl Stepper {
     ///
     /// Where the number of values is not that of the manifest's inputs, or a value is missing.
     pub fn new(executable: Executable, manifest: &Manifest, state: Vec<Option<Buffer>>) -> Result<Self, EngineError> {
-        let mut batches = 0;
-        let sources = manifest
-            .inputs
-            .iter()
-            .map(|input| {
-                if input.role != InputRole::Batch {
-                    return Source::State;
-                }
-                batches += 1;
-                Source::Batch(batches - 1)
-            })
-            .collect::<Vec<_>>();
+        let program = StepProgram::new(executable, manifest);
+        let sources = &program.sources;
         let complete = sources.len() == state.len()
             && sources.iter().zip(&state).all(|(source, value)| matches!(source, Source::Batch(_)) != value.is_some());
         if !complete {
@@ -75,20 +97,21 @@ impl Stepper {
                 "the initial state does not cover the inputs of the step".to_owned(),
             )));
         }
-        let sinks = manifest
-            .outputs
-            .iter()
-            .map(|output| match (output.input, output.role) {
-                (Some(input), _) => Sink::State(input),
-                (None, OutputRole::Loss | OutputRole::Telemetry) => Sink::Host,
-                (None, _) => Sink::Drop,
-            })
-            .collect::<Vec<_>>();
-        let host_outputs = (0..).zip(&sinks).filter(|(_, s)| matches!(s, Sink::Host)).map(|(i, _)| i).collect();
-        Ok(Self { executable, sources, sinks, host_outputs, state })
+        Ok(Self { program, state })
     }
 
-    /// Launches a step on the given batch and returns at once; the state is the next one from here on.
+    /// Steps of one launch.
+    #[must_use]
+    pub fn steps(&self) -> u64 {
+        self.program.steps
+    }
+
+    /// Another program of the same step from here on; the state stays.
+    pub fn go_on_with(&mut self, program: StepProgram) {
+        self.program = program;
+    }
+
+    /// Launches the steps on the given batches and returns at once; the state is the next one from here on.
     ///
     /// # Errors
     ///
@@ -96,6 +119,7 @@ impl Stepper {
     pub fn launch(&mut self, batch: &[Buffer]) -> Result<Launched, EngineError> {
         let failed = device("launching a step failed");
         let arguments: Vec<&Buffer> = self
+            .program
             .sources
             .iter()
             .zip(&self.state)
@@ -104,9 +128,9 @@ impl Stepper {
                 Source::Batch(n) => batch.get(*n),
             })
             .collect();
-        let outputs = self.executable.execute_single(&arguments).map_err(failed)?;
+        let outputs = self.program.executable.execute_single(&arguments).map_err(failed)?;
         let mut copies = Vec::new();
-        for (output, sink) in outputs.into_iter().zip(&self.sinks) {
+        for (output, sink) in outputs.into_iter().zip(&self.program.sinks) {
             match sink {
                 Sink::State(input) => {
                     if let Some(slot) = self.state.get_mut(*input) {
@@ -158,13 +182,13 @@ impl Stepper {
     /// Numbers of the outputs that the host reads, in the order in which [`Launched::wait`] returns them.
     #[must_use]
     pub fn host_outputs(&self) -> &[usize] {
-        &self.host_outputs
+        &self.program.host_outputs
     }
 
     /// The executable.
     #[must_use]
     pub fn executable(&self) -> &Executable {
-        &self.executable
+        &self.program.executable
     }
 }
 

@@ -382,3 +382,44 @@ fn reading_leaves_no_trace() {
     assert_eq!(listing(at.path()), before);
     assert!(model("mlp").is_dir());
 }
+
+#[test]
+fn several_steps_in_one_launch_are_the_same_run() {
+    let at = workplace();
+    let said = succeed(at.path(), "inject mlp -o fused --steps-per-launch 4 --verify");
+    assert!(said.contains("5 launches of 4 steps are bit-identical to 20 of one"), "{said}");
+    let train = "--data text --seed 3 --corrupt 0.3 --out";
+    succeed(at.path(), &format!("train mlp --steps 11 {train} single"));
+    succeed(at.path(), &format!("train mlp --steps 11 --steps-per-launch 4 {train} several"));
+    succeed(at.path(), &format!("train fused --steps 8 {train} bundle"));
+    let [single, several, bundle] = ["single", "several", "bundle"].map(|run| {
+        let mut records = metrics(&at.path().join(run));
+        for record in &mut records {
+            record.as_object_mut().unwrap().remove("seconds");
+        }
+        records
+    });
+    assert_eq!(single.len(), 11);
+    assert!(single.iter().any(|record| record.get("fault").is_some()));
+    assert_eq!(single, several);
+    assert_eq!(single[..8], bundle);
+    let [one, other] = ["single", "several"].map(|run| {
+        let summary = json(&fs::read_to_string(at.path().join(run).join("summary.json")).unwrap());
+        summary["held_out_after"].clone()
+    });
+    assert_eq!(one, other);
+    let told = json(&fs::read_to_string(at.path().join("several/run.json")).unwrap());
+    assert_eq!(told["steps_per_launch"], 4);
+}
+
+#[test]
+fn a_bare_module_with_several_steps_in_a_launch_is_verified_and_written_with_its_manifest() {
+    let at = workplace();
+    let line = format!("inject {} -o fused.hlo.pb --steps-per-launch 3 --verify", corpus("dropout_rng").display());
+    let said = succeed(at.path(), &line);
+    assert!(said.contains("7 launches of 3 steps are bit-identical to 21 of one"), "{said}");
+    let manifest = json(&fs::read_to_string(at.path().join("fused.manifest.json")).unwrap());
+    assert_eq!(manifest["launch"]["steps"], 3);
+    let module = hlo::Module::import(&fs::read(at.path().join("fused.hlo.pb")).unwrap()).unwrap();
+    hlo::verify::verify(&module).unwrap();
+}

@@ -282,3 +282,23 @@ fn runs_that_cannot_be_explained() {
     fs::write(&metrics, &text[..text.len() / 4]).unwrap();
     refused(at.path(), "explain run --step 1", &["metrics.jsonl, line 1"]);
 }
+
+#[test]
+fn steps_that_do_not_go_into_one_launch() {
+    let at = workplace();
+    let fused = run(at.path(), &["inject", "mlp", "-o", "fused", "--steps-per-launch", "8"]);
+    assert_eq!(fused.code, Some(0), "{}", fused.err);
+    let train = "train fused --data text --steps";
+    refused(at.path(), &format!("{train} 12"), &["8 steps in a launch", "12", "8 or 16"]);
+    refused(at.path(), &format!("{train} 3"), &["3 are no multiple", "8 would be"]);
+    refused(at.path(), &format!("{train} 16 --steps-per-launch 4"), &["8 steps in a launch", "4 are asked for"]);
+    for line in ["inspect fused", "audit fused --target cpu"] {
+        refused(at.path(), line, &["fused"]);
+    }
+    refused(at.path(), "inject fused -o twice --steps-per-launch 2", &["has a controller already"]);
+    let convolutions =
+        format!("inject {} -o x.hlo.pb --steps-per-launch 2", corpus("cnn_trainstate_adamw_clip").display());
+    refused(at.path(), &convolutions, &["convolutions (%", "launch single steps on the CPU"]);
+    let none = run(at.path(), &["inject", "mlp", "-o", "none", "--steps-per-launch", "0"]);
+    assert_eq!(none.code, Some(2), "{}", none.err);
+}

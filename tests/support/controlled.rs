@@ -20,6 +20,22 @@ pub struct Controlled {
     pub telemetry: Option<Telemetry>,
 }
 
+/// The appended inputs before the first step, in order: policy, state, counters, copies of held states.
+pub fn initial(layout: &ControllerLayout, step: &TrainStep, policy: &Policy) -> Vec<Array> {
+    let own = layout.inputs.iter().map(|input| match input.kind {
+        ArrayKind::Policy => Array::vector(&layout.policy_vector(policy).unwrap()),
+        ArrayKind::State => Array::vector(&layout.initial_state()),
+        ArrayKind::Counters => Array::s32(&input.dims, &layout.initial_counters()),
+        ArrayKind::Snapshot => {
+            let element_type = input.element_type.parse().unwrap();
+            let of = step.state(input.copy_of.unwrap()).unwrap();
+            Array { element_type, dims: input.dims.clone(), bytes: vec![0; of.shape.byte_size() as usize] }
+        }
+        ArrayKind::Telemetry => panic!("telemetry as an input"),
+    });
+    own.collect()
+}
+
 impl Controlled {
     pub fn new(module: &Module, policy: &Policy) -> Result<Self, passes::InjectError> {
         Self::with(module, policy, Contraction::Allowed)
@@ -38,18 +54,8 @@ impl Controlled {
     ) -> Result<Self, passes::InjectError> {
         let mut module = module.clone();
         let Injection { step, layout } = inject(&mut module, policy, options)?;
-        let own = layout.inputs.iter().map(|input| match input.kind {
-            ArrayKind::Policy => Array::vector(&layout.policy_vector(policy).unwrap()),
-            ArrayKind::State => Array::vector(&layout.initial_state()),
-            ArrayKind::Counters => Array::s32(&input.dims, &layout.initial_counters()),
-            ArrayKind::Snapshot => {
-                let element_type = input.element_type.parse().unwrap();
-                let of = step.state(input.copy_of.unwrap()).unwrap();
-                Array { element_type, dims: input.dims.clone(), bytes: vec![0; of.shape.byte_size() as usize] }
-            }
-            ArrayKind::Telemetry => panic!("telemetry as an input"),
-        });
-        Ok(Self { program: Compiled::with(&module, contraction), own: own.collect(), step, layout, telemetry: None })
+        let own = initial(&layout, &step, policy);
+        Ok(Self { program: Compiled::with(&module, contraction), own, step, layout, telemetry: None })
     }
 
     /// From now on, the numbers of another policy.

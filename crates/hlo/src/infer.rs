@@ -211,6 +211,11 @@ pub(crate) fn inferred<'a>(
             Same(stated)
         }
         (Opcode::Slice, [x]) => New(slice(x, attributes).map_err(fail)?),
+        (Opcode::DynamicSlice, [x, starts @ ..]) => New(dynamic_slice(x, starts, attributes, stated).map_err(fail)?),
+        (Opcode::DynamicUpdateSlice, [x, update, starts @ ..]) => {
+            dynamic_update_slice(x, update, starts).map_err(fail)?;
+            Same(x)
+        }
         (Opcode::Concatenate, [first, rest @ ..]) => New(concatenate(first, rest, attributes).map_err(fail)?),
         (Opcode::Reduce, _) => New(reduce(operands, attributes).map_err(fail)?),
         (Opcode::Transpose, [x]) => New(transpose(x, attributes, stated).map_err(fail)?),
@@ -252,6 +257,43 @@ fn slice(x: &Shape, attributes: &HloInstructionProto) -> Result<Shape, String> {
         dims.push((limit - start).div_euclid(stride) + i64::from((limit - start).rem_euclid(stride) != 0));
     }
     Ok(Shape::array(x.element_type(), &dims))
+}
+
+fn dynamic_slice(
+    x: &Shape,
+    starts: &[&Shape],
+    attributes: &HloInstructionProto,
+    stated: &Shape,
+) -> Result<Shape, String> {
+    check_starts(x, starts)?;
+    let sizes = &attributes.dynamic_slice_sizes;
+    check_within(x, sizes)?;
+    let shape = Shape::array(x.element_type(), sizes);
+    Ok(if shape.same_array(stated) { stated.clone() } else { shape })
+}
+
+fn dynamic_update_slice(x: &Shape, update: &Shape, starts: &[&Shape]) -> Result<(), String> {
+    check_starts(x, starts)?;
+    if update.element_type() != x.element_type() {
+        return Err(format!("the update must be {}", x.element_type()));
+    }
+    check_within(x, update.dims())
+}
+
+/// One integer scalar for each dimension of `x`, or one vector of them, as older modules have it.
+fn check_starts(x: &Shape, starts: &[&Shape]) -> Result<(), String> {
+    let rank = i64::try_from(x.rank()).unwrap_or(i64::MAX);
+    let fits = starts.iter().all(|s| s.element_type().is_integral())
+        && match starts {
+            [vector] if vector.rank() == 1 => vector.dims() == [rank],
+            scalars => scalars.len() == x.rank() && scalars.iter().all(|s| s.is_scalar()),
+        };
+    if fits { Ok(()) } else { Err(format!("an integer scalar is needed for each dimension of {x}, to start at")) }
+}
+
+fn check_within(x: &Shape, sizes: &[i64]) -> Result<(), String> {
+    let fits = sizes.len() == x.rank() && sizes.iter().zip(x.dims()).all(|(&size, &whole)| (0..=whole).contains(&size));
+    if fits { Ok(()) } else { Err(format!("{sizes:?} elements do not lie in {x}")) }
 }
 
 fn concatenate(first: &Shape, rest: &[&Shape], attributes: &HloInstructionProto) -> Result<Shape, String> {
@@ -346,6 +388,10 @@ mod tests {
         check(Opcode::Concatenate, &[f32s(&[2, 3]), f32s(&[4, 3])], &over, f32s(&[6, 3]));
         let swap = attributes(|p| p.dimensions = vec![1, 0]);
         check(Opcode::Transpose, &[f32s(&[2, 3])], &swap, f32s(&[3, 2]));
+        let sized = attributes(|p| p.dynamic_slice_sizes = vec![1, 3]);
+        let at = Shape::scalar(S32);
+        check(Opcode::DynamicSlice, &[f32s(&[2, 3]), at.clone(), at.clone()], &sized, f32s(&[1, 3]));
+        check(Opcode::DynamicUpdateSlice, &[f32s(&[2, 3]), f32s(&[1, 3]), at.clone(), at], &none, f32s(&[2, 3]));
         check(Opcode::Tuple, &[], &none, Shape::tuple(vec![]));
     }
 
@@ -380,5 +426,13 @@ mod tests {
             }];
         });
         check(Opcode::Slice, &[f32s(&[2])], &outside, &any, "[1:9:1]");
+        let sized = attributes(|p| p.dynamic_slice_sizes = vec![3]);
+        let at = Shape::scalar(S32);
+        check(Opcode::DynamicSlice, &[f32s(&[2]), at.clone()], &sized, &any, "[3] elements do not lie in f32[2]");
+        check(Opcode::DynamicSlice, &[f32s(&[4])], &sized, &any, "for each dimension of f32[4]");
+        check(Opcode::DynamicSlice, &[f32s(&[4]), f32s(&[])], &sized, &any, "an integer scalar");
+        check(Opcode::DynamicUpdateSlice, &[f32s(&[2]), f32s(&[3]), at.clone()], &none, &any, "do not lie in f32[2]");
+        let integers = Shape::array(S32, &[1]);
+        check(Opcode::DynamicUpdateSlice, &[f32s(&[2]), integers, at], &none, &any, "must be f32");
     }
 }

@@ -90,7 +90,11 @@ impl Contraction {
     /// The compiler's flags.
     fn flags(self) -> Vec<(String, OptionValue)> {
         // As the program's own engine does; see there.
-        let mut flags = vec![("xla_cpu_use_xnnpack".to_owned(), OptionValue::Bool(false))];
+        let hoists = OptionValue::String("while-loop-invariant-code-motion".to_owned());
+        let mut flags = vec![
+            ("xla_cpu_use_xnnpack".to_owned(), OptionValue::Bool(false)),
+            ("xla_disable_hlo_passes".to_owned(), hoists),
+        ];
         if self == Self::Impossible {
             flags.push(("xla_cpu_max_isa".to_owned(), OptionValue::String("AVX".to_owned())));
             flags.push(("xla_backend_optimization_level".to_owned(), OptionValue::Int(0)));

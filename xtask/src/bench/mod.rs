@@ -22,7 +22,7 @@ use crate::document;
 /// Options of `bench`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// What to measure; all but `flags` if nothing is named.
+    /// What to measure; all but `flags` and `launch` if nothing is named.
     #[arg(value_enum, value_name = "PART")]
     parts: Vec<Part>,
     /// The plugin: cpu, another name or a path for a GPU. Both sets if none is given, that of the GPU where there is one.
@@ -60,7 +60,12 @@ enum Part {
     Start,
     /// Compiler flags and client options of the CPU plugin.
     Flags,
+    /// Several steps in one launch, of each model in [`LAUNCHED`].
+    Launch,
 }
+
+/// Bundles of which several steps go into one launch: one whose steps are short, and one whose steps are not.
+const LAUNCHED: [&str; 2] = ["mlp", "gpt-nano"];
 
 /// What is measured on one kind of device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,6 +84,7 @@ impl Part {
             Self::Torch => "torch",
             Self::Start => "start",
             Self::Flags => "flags",
+            Self::Launch => "launch",
         }
     }
 
@@ -92,6 +98,7 @@ impl Part {
             Self::Torch => (20, 1.5),
             Self::Start => (10, 0.0),
             Self::Flags => (10, 0.6),
+            Self::Launch => (30, 0.8),
         }
     }
 }
@@ -136,15 +143,23 @@ pub(crate) fn bench(options: &Options) -> Result<()> {
     for &(set, plugin) in sets {
         let model = options.model.as_deref().unwrap_or(if set == Set::Cpu { "gpt-nano" } else { "gpt2-small" });
         let bench = Bench { options, set, plugin, model, python: &python };
+        let launched = LAUNCHED.map(|model| Bench { model, ..bench });
         let parts: Vec<_> = if options.parts.is_empty() { set.parts().to_vec() } else { options.parts.clone() };
         if !options.keep {
             for &part in &parts {
                 bench.forget(part)?;
+                for bench in launched.iter().filter(|_| part == Part::Launch) {
+                    bench.forget(part)?;
+                }
             }
         }
         for part in parts {
             // One part less is better than none at all.
-            if let Err(error) = bench.measure(part) {
+            let measured = match part {
+                Part::Launch => launched.iter().try_for_each(|bench| bench.measure(part)),
+                _ => bench.measure(part),
+            };
+            if let Err(error) = measured {
                 eprintln!("error: {}: {error:#}", part.name());
                 failures.push(part.name());
             }
@@ -157,6 +172,7 @@ pub(crate) fn bench(options: &Options) -> Result<()> {
     Ok(())
 }
 
+#[derive(Clone, Copy)]
 struct Bench<'a> {
     options: &'a Options,
     set: Set,
@@ -245,6 +261,17 @@ impl Bench<'_> {
             let about = format!("{heading} {}", told(&[(Part::Flags, flags.clone())]));
             text = document::between_markers(&text, "bench-flags", &format!("{about}\n\n{}", report::flags(&flags)))?;
         }
+        let launched = LAUNCHED.map(|model| (model, Samples::read(&Bench { model, ..*self }.file(Part::Launch))));
+        let launched: Vec<_> = launched.into_iter().filter_map(|(model, s)| Some((model, s.ok()?))).collect();
+        if self.set == Set::Cpu && !launched.is_empty() {
+            let runs: Vec<_> = launched.iter().map(|(_, samples)| (Part::Launch, samples.clone())).collect();
+            let about = format!("{}. {}", machine(), told(&runs));
+            text = document::between_markers(
+                &text,
+                "bench-launch",
+                &format!("{about}\n\n{}", report::launches(&launched)),
+            )?;
+        }
         document::write(&path, &text)
     }
 }
@@ -286,7 +313,7 @@ mod tests {
     #[test]
     fn the_document_has_markers_for_every_table() {
         let text = document::read(&crate::root().join("docs").join("performance.md")).unwrap();
-        for marker in ["bench", "bench-gpu", "bench-flags"] {
+        for marker in ["bench", "bench-gpu", "bench-flags", "bench-launch"] {
             document::between_markers(&text, marker, "").unwrap();
         }
     }

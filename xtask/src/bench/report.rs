@@ -153,6 +153,24 @@ pub(super) fn flags(samples: &Samples) -> String {
     text
 }
 
+/// What several steps in one launch are worth, by model.
+pub(super) fn launches(measured: &[(&str, Samples)]) -> String {
+    let mut rows = Vec::new();
+    for (model, samples) in measured {
+        for (single, launch, loop_name) in
+            [("single", "launch", "a bare execute loop"), ("train", "train-launch", "`train`")]
+        {
+            rows.push(Row {
+                what: format!("`{model}`, {loop_name}: steps/s in launches of 8 / one by one"),
+                bar: Bar::AtLeast(1.0),
+                unit: Unit::Ratio,
+                estimate: samples.ratio(single, launch),
+            });
+        }
+    }
+    table(&rows)
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -229,6 +247,20 @@ mod tests {
             text.contains("a training loop in JAX | at least 1.000 | 0.990 | 0.990 to 0.990 | **missed** |"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn launches_are_compared_with_single_steps_of_the_same_model() {
+        let samples = round(&[("single", 0.03), ("launch", 0.01), ("train", 0.03), ("train-launch", 0.04)]);
+        let text = launches(&[("mlp", samples)]);
+        assert!(
+            text.contains(
+                "`mlp`, a bare execute loop: steps/s in launches of 8 / one by one | at least 1.000 | 3.000 "
+            ),
+            "{text}"
+        );
+        assert!(text.contains("`train`: steps/s in launches of 8 / one by one | at least 1.000 | 0.750 "), "{text}");
+        assert!(text.contains("held") && text.contains("**missed**"), "{text}");
     }
 
     #[test]

@@ -245,6 +245,28 @@ impl Builder<'_> {
         self.emit_with(Opcode::Slice, &[x], Shape::default(), attributes, Vec::new())
     }
 
+    /// `sizes` elements of each dimension from `starts` on, which the device moves inward where they would reach beyond the
+    /// end.
+    ///
+    /// # Errors
+    ///
+    /// Where there is not an integer scalar and a size for each dimension, or a size is larger than its dimension.
+    pub fn dynamic_slice(&mut self, x: InstructionId, starts: &[InstructionId], sizes: &[i64]) -> Built {
+        let attributes = HloInstructionProto { dynamic_slice_sizes: sizes.to_vec(), ..Default::default() };
+        let operands = [&[x], starts].concat();
+        self.emit_with(Opcode::DynamicSlice, &operands, Shape::default(), attributes, Vec::new())
+    }
+
+    /// `x` with `update` in place of its elements from `starts` on, which the device moves inward where it would reach
+    /// beyond the end.
+    ///
+    /// # Errors
+    ///
+    /// Where there is not an integer scalar for each dimension, or the update does not fit into `x`.
+    pub fn dynamic_update_slice(&mut self, x: InstructionId, update: InstructionId, starts: &[InstructionId]) -> Built {
+        self.emit(Opcode::DynamicUpdateSlice, &[&[x, update], starts].concat())
+    }
+
     /// Element `index` of a vector, as a scalar.
     ///
     /// # Errors

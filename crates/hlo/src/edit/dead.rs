@@ -21,7 +21,7 @@ impl Module {
         let mut live = vec![false; target.arena_len()];
         let needed = |i: &Instruction| {
             i.opcode == Opcode::Parameter
-                || has_effect(i)
+                || i.has_effect()
                 || i.called.iter().any(|c| effects.get(c.index()) == Some(&true))
         };
         let mut pending: Vec<_> = target.instructions().filter(|(_, i)| needed(i)).map(|(id, _)| id).collect();
@@ -51,7 +51,7 @@ impl Module {
             let called = |i: &Instruction| {
                 i.called.iter().any(|c| known.get(c.index()) != Some(&true) || effects.get(c.index()) == Some(&true))
             };
-            let any = Computation::instructions(computation).any(|(_, i)| has_effect(i) || called(i));
+            let any = Computation::instructions(computation).any(|(_, i)| i.has_effect() || called(i));
             if let (Some(effect), Some(known)) = (effects.get_mut(id.index()), known.get_mut(id.index())) {
                 *effect = any;
                 *known = true;
@@ -61,37 +61,51 @@ impl Module {
     }
 }
 
-/// Whether an instruction does more than make its value, its callees aside.
-fn has_effect(instruction: &Instruction) -> bool {
-    use Opcode as O;
-    let attributes = &instruction.attributes;
-    let token = || instruction.shape.leaves().any(|s| s.element_type() == PrimitiveType::TOKEN);
-    match instruction.opcode {
-        O::Infeed
-        | O::Outfeed
-        | O::Send
-        | O::SendDone
-        | O::Recv
-        | O::RecvDone
-        | O::Rng
-        | O::RngGetAndUpdateState
-        | O::Domain
-        | O::Unrecognized => true,
-        O::CustomCall => attributes.custom_call_has_side_effect || token(),
-        O::AllReduce
-        | O::AllReduceStart
-        | O::AllReduceDone
-        | O::AllGather
-        | O::AllGatherStart
-        | O::AllGatherDone
-        | O::AllToAll
-        | O::RaggedAllToAll
-        | O::ReduceScatter
-        | O::CollectiveBroadcast
-        | O::CollectivePermute
-        | O::CollectivePermuteStart
-        | O::CollectivePermuteDone => attributes.channel_id != 0 || attributes.constrain_layout,
-        _ => token(),
+impl Instruction {
+    /// Whether it does more than make its value, its callees aside: custom calls that say so, transfers, collectives
+    /// that other devices wait for, tokens, random state, opcodes that are not known here.
+    #[must_use]
+    pub fn has_effect(&self) -> bool {
+        use Opcode as O;
+        let attributes = &self.attributes;
+        let token = || self.shape.leaves().any(|s| s.element_type() == PrimitiveType::TOKEN);
+        match self.opcode {
+            O::Infeed
+            | O::Outfeed
+            | O::Send
+            | O::SendDone
+            | O::Recv
+            | O::RecvDone
+            | O::Rng
+            | O::RngGetAndUpdateState
+            | O::Domain
+            | O::Unrecognized => true,
+            O::CustomCall => attributes.custom_call_has_side_effect || token(),
+            _ if self.is_collective() => attributes.channel_id != 0 || attributes.constrain_layout,
+            _ => token(),
+        }
+    }
+
+    /// Whether devices exchange data in it.
+    #[must_use]
+    pub fn is_collective(&self) -> bool {
+        use Opcode as O;
+        matches!(
+            self.opcode,
+            O::AllReduce
+                | O::AllReduceStart
+                | O::AllReduceDone
+                | O::AllGather
+                | O::AllGatherStart
+                | O::AllGatherDone
+                | O::AllToAll
+                | O::RaggedAllToAll
+                | O::ReduceScatter
+                | O::CollectiveBroadcast
+                | O::CollectivePermute
+                | O::CollectivePermuteStart
+                | O::CollectivePermuteDone
+        )
     }
 }
 

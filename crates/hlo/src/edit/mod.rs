@@ -16,6 +16,7 @@ use crate::proto::{HloInstructionProto, OpSharding, ProgramShapeProto};
 mod dead;
 mod enter;
 mod inline;
+mod outline;
 mod specialize;
 
 pub use enter::Outside;
