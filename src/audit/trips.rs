@@ -28,9 +28,9 @@ fn counted(module: &Module, within: &Computation, i: &Instruction) -> Option<u64
     let (element, limit) = (carried(condition, *counter)?, constant(condition, *limit).filter(|_| less)?);
     let first = constant(within, element_of(within, *i.operands.first()?, element)?)?;
     let next = body.get(element_of(body, body.root(), element)?).filter(|next| next.opcode == Opcode::Add)?;
-    let step = match next.operands.as_slice() {
-        &[x, y] if carried(body, x) == Some(element) => constant(body, y)?,
-        &[x, y] if carried(body, y) == Some(element) => constant(body, x)?,
+    let step = match *next.operands.as_slice() {
+        [x, y] if carried(body, x) == Some(element) => constant(body, y)?,
+        [x, y] if carried(body, y) == Some(element) => constant(body, x)?,
         _ => return None,
     };
     let distance = u64::try_from(limit.checked_sub(first)?).unwrap_or(0);

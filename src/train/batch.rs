@@ -8,8 +8,6 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::path::PathBuf;
 
-use std::ops::Range;
-
 use hlo::PrimitiveType;
 
 use crate::bundle::manifest::{Data, Input, InputRole, Manifest};

@@ -148,7 +148,7 @@ impl Stepper {
 
     /// The current value of input `index`, which for a batch input is in `batch`.
     fn argument<'a>(&'a self, index: usize, batch: &'a [Buffer]) -> Option<&'a Buffer> {
-        match self.sources.get(index)? {
+        match self.program.sources.get(index)? {
             Source::State => self.state(index),
             Source::Batch(n) => batch.get(*n),
         }
