@@ -7,7 +7,9 @@ use hlo::Module;
 use passes::inject::{Discover, inject_step};
 use passes::inline_calls::InlineCalls;
 use passes::layout::ArrayKind;
-use passes::{Context, InjectError, Pipeline, PipelineError, Policy, TrainStep};
+use passes::{
+    Context, InjectError, InjectOptions, Pipeline, PipelineError, Policy, Replicas, TrainStep, replicate_step,
+};
 use thiserror::Error;
 
 use crate::bundle::manifest::{self, Controller, InputRole, Output, OutputRole};
@@ -205,13 +207,29 @@ impl Model {
     ///
     /// Where no step is found, a pass refuses, or there is a controller already.
     pub fn inject(&self, policy: &Policy, platform: Platform) -> Result<Bundle, ModelError> {
+        self.inject_into(policy, platform, None)
+    }
+
+    /// The same for a step of one device that is to become data-parallel, where there are replicas.
+    ///
+    /// # Errors
+    ///
+    /// As [`Model::inject`], and where the step cannot be made so.
+    pub fn inject_into(
+        &self,
+        policy: &Policy,
+        platform: Platform,
+        replicas: Option<Replicas>,
+    ) -> Result<Bundle, ModelError> {
         if self.is_controlled() {
             return Err(ModelError::Controlled { path: self.path().to_owned() });
         }
         let Found { mut module, mut manifest, step } = self.find()?;
-        let injection = inject_step(&mut module, step, policy, platform.emission(), &mut |_, _, _| {})
+        let options = InjectOptions { replicas, ..platform.emission() };
+        let injection = inject_step(&mut module, step, policy, options, &mut |_, _, _| {})
             .map_err(|source| ModelError::Inject { path: self.path().to_owned(), source: Box::new(source) })?;
         let layout = injection.layout;
+        manifest.launch.replicas = replicas.map_or(manifest.launch.replicas, |replicas| replicas.count);
         let array = |element_type: &str, dims: &[i64]| {
             let dtype = element_type.parse::<pjrt::ElementType>().ok().and_then(Dtype::from_element_type);
             dtype.map(|dtype| (dtype, dims.to_vec())).ok_or_else(|| {
@@ -234,6 +252,25 @@ impl Model {
             manifest.outputs.push(Output { name: output.name.clone(), dtype, shape, role, input });
         }
         manifest.controller = Some(Controller { policy: policy.clone(), platform, layout });
+        self.rewritten(manifest, module)
+    }
+
+    /// Makes a step of one device data-parallel, without a controller. The result is a bundle in the folder of this model,
+    /// not saved yet.
+    ///
+    /// # Errors
+    ///
+    /// Where no step is found, or it cannot be made so.
+    pub fn replicate(&self, replicas: Replicas) -> Result<Bundle, ModelError> {
+        let Found { mut module, mut manifest, step } = self.find()?;
+        replicate_step(&mut module, step, replicas)
+            .map_err(|source| ModelError::Inject { path: self.path().to_owned(), source: Box::new(source) })?;
+        manifest.launch.replicas = replicas.count;
+        self.rewritten(manifest, module)
+    }
+
+    /// A bundle of what passes made of this model.
+    fn rewritten(&self, mut manifest: Manifest, module: Module) -> Result<Bundle, ModelError> {
         check::check(&manifest, &module).map_err(|source| self.describe_error(source))?;
         let (folder, reader) = self.folder();
         rename_module(&mut manifest);

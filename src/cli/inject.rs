@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use clap::Args;
 
-use super::{Compiling, Outcome, Reading, print};
+use super::{Compiling, Outcome, Reading, Replicating, print};
 use entropic::bundle::Bundle;
 use entropic::bundle::manifest::Controller;
 use entropic::engine::Engine;
@@ -38,6 +38,8 @@ pub(super) struct Arguments {
     /// how sums over a gradient should be written; any of them takes any result.
     #[arg(long, default_value = "cpu", value_name = "TARGET")]
     target: Target,
+    #[command(flatten)]
+    replicating: Replicating,
     /// Put so many steps into one launch, in a loop on the device; the result takes as many batches at once.
     #[arg(long, value_name = "K", default_value = "1")]
     steps_per_launch: NonZeroU32,
@@ -60,7 +62,14 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
     if into_itself {
         bail!("the output {} is the model itself; choose another path", arguments.output.display());
     }
-    let injected = model.inject(&policy, arguments.target.platform())?;
+    let replicas = arguments.replicating.replicas();
+    if arguments.verify && replicas.is_some() {
+        bail!(
+            "--verify compares programs on one device, and one of several replicas is none; verify the step without \
+             --replicas: control of the global gradient is the same"
+        );
+    }
+    let injected = model.inject_into(&policy, arguments.target.platform(), replicas)?;
     let fused = injected.fuse(arguments.steps_per_launch, arguments.target.platform())?;
     let several = arguments.steps_per_launch > NonZeroU32::MIN;
     let mut text = String::new();
@@ -97,6 +106,9 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
         Model::Bare { .. } => save_bare(fused, &arguments.output)?,
     }
     text += &format!("{}: {controlled} tensors under control\n{groups}", arguments.output.display());
+    if let Some(replicas) = replicas {
+        text += &format!("{} replicas\n", replicas.count);
+    }
     if several {
         text += &format!("{} steps in one launch\n", arguments.steps_per_launch);
     }

@@ -15,12 +15,15 @@ mod show;
 mod train;
 mod worker;
 
+use std::num::NonZeroU32;
 use std::process::ExitCode;
 use std::time::Instant;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use entropic::cache::CompileCache;
 use entropic::input::Reader;
+use passes::{Reduction, Replicas, Weighting};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -77,6 +80,40 @@ impl Reading {
     fn reader(&self) -> Reader {
         Reader::default().platform(self.platform.as_deref())
     }
+}
+
+/// How a step of one device becomes data-parallel.
+#[derive(Debug, Clone, Copy, Args)]
+struct Replicating {
+    /// Let so many devices train together: each runs the step at its own batch size on data of its own, and gradients
+    /// become one before clipping and weight decay.
+    #[arg(long, value_name = "N", default_value = "1")]
+    replicas: NonZeroU32,
+    /// How the gradients of all replicas become one: their mean, for a loss that is a mean over examples, or their sum.
+    #[arg(long, value_name = "mean|sum", default_value = "mean", value_parser = reduction())]
+    reduction: Reduction,
+    /// What a replica counts for in a mean, where the loss is divided by a count that the data decides, such as tokens that
+    /// are not masked: as much as that count, or as much as any other.
+    #[arg(long, value_name = "count|equal", value_parser = weighting())]
+    weighting: Option<Weighting>,
+}
+
+impl Replicating {
+    /// `None` for a single one.
+    fn replicas(self) -> Option<Replicas> {
+        let Self { replicas: count, reduction, weighting } = self;
+        (count > NonZeroU32::MIN).then_some(Replicas { count, reduction, weighting })
+    }
+}
+
+fn reduction() -> impl TypedValueParser<Value = Reduction> {
+    let parser = PossibleValuesParser::new(["mean", "sum"]);
+    parser.map(|name| if name == "sum" { Reduction::Sum } else { Reduction::Mean })
+}
+
+fn weighting() -> impl TypedValueParser<Value = Weighting> {
+    let parser = PossibleValuesParser::new(["count", "equal"]);
+    parser.map(|name| if name == "count" { Weighting::Count } else { Weighting::Equal })
 }
 
 /// How a command that did not fail ended.

@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 
 use super::inject::read_policy;
-use super::{Compiling, Outcome, Reading, print, progress::Progress, table};
+use super::{Compiling, Outcome, Reading, Replicating, print, progress::Progress, table};
 use entropic::bundle::Bundle;
 use entropic::isolate::Worker;
 use entropic::model::Model;
@@ -29,6 +29,8 @@ pub(super) struct Arguments {
     /// Number of steps.
     #[arg(long)]
     steps: u64,
+    #[command(flatten)]
+    replicating: Replicating,
     /// Do so many steps in one launch, in a loop on the device: what a launch costs is paid once for all of them, and metrics
     /// come as late. What is left of --steps at the end is done in single steps. If none is given, as many as the bundle
     /// does.
@@ -71,6 +73,14 @@ pub(super) fn run(arguments: Arguments, started: Instant) -> anyhow::Result<Outc
     }
     let policy = arguments.policy.as_deref().map(|path| read_policy(Some(path))).transpose()?;
     let bundle = Bundle::open_with(&arguments.model, &arguments.reading.reader().prefer(&arguments.plugin))?;
+    let replicas = arguments.replicating.replicas();
+    if replicas.is_some() && bundle.manifest.controller.is_some() {
+        bail!(
+            "{} has a controller, and a step becomes data-parallel before control is put into it; give the bundle it was \
+             injected into, or inject that with --replicas",
+            arguments.model.display()
+        );
+    }
     let (bundle, policy) = match (bundle.manifest.controller.is_some(), arguments.no_control) {
         (true, true) => bail!(
             "{} has a controller, so it cannot be trained without; train the bundle it was injected into",
@@ -78,10 +88,14 @@ pub(super) fn run(arguments: Arguments, started: Instant) -> anyhow::Result<Outc
         ),
         // Numbers of another policy need no other program.
         (true, false) => (bundle, policy),
-        (false, true) => (bundle, None),
+        (false, true) => match replicas {
+            Some(replicas) => (Model::Bundle(Box::new(bundle)).replicate(replicas)?, None),
+            None => (bundle, None),
+        },
         (false, false) => {
             let policy = policy.unwrap_or_default();
-            (Model::Bundle(Box::new(bundle)).inject(&policy, Platform::of_plugin(&arguments.plugin))?, None)
+            let platform = Platform::of_plugin(&arguments.plugin);
+            (Model::Bundle(Box::new(bundle)).inject_into(&policy, platform, replicas)?, None)
         }
     };
     ctrlc::set_handler(|| {

@@ -186,7 +186,7 @@ impl BatchMaker {
         for batch in 0..=batches {
             if batch < batches {
                 let arrays = self.held_out(batch);
-                pending.push_back(evaluator.launch(stepper, &upload(engine, &arrays)?)?);
+                pending.push_back(evaluator.launch(stepper, &upload(engine, 0, &arrays)?)?);
             }
             if pending.len() == IN_FLIGHT || batch == batches {
                 let ready = if batch == batches { pending.len() } else { 1 };
@@ -253,13 +253,13 @@ impl Source {
     }
 }
 
-/// Copies the arrays of a batch to the device, in order. The transfers may still be under way.
+/// Copies the arrays of a batch to the device of that number, in order. The transfers may still be under way.
 ///
 /// # Errors
 ///
 /// Where the device refuses.
-pub fn upload(engine: &Engine, batch: &[BatchArray<'_>]) -> Result<Vec<pjrt::Buffer>, EngineError> {
-    batch.iter().map(|array| engine.upload(array.bytes, array.dtype, array.shape)).collect()
+pub fn upload(engine: &Engine, device: usize, batch: &[BatchArray<'_>]) -> Result<Vec<pjrt::Buffer>, EngineError> {
+    batch.iter().map(|array| engine.upload_to(device, array.bytes, array.dtype, array.shape)).collect()
 }
 
 /// Appends bytes as tokens, to the only batch input that there is for text.

@@ -31,7 +31,7 @@ pub use batch::{BatchArray, BatchMaker, decode_scalar, upload};
 pub use corruption::{Corruption, Fault, Share, ShareError};
 pub use run_folder::{FORMAT_VERSION as RUN_FORMAT_VERSION, RunFolder, RunFolderError};
 pub use setup::{ControllerArray, InitialState, Options, Setup, TelemetryReader, controller_arrays};
-pub use stepper::{Evaluator, Launched, StepProgram, Stepper};
+pub use stepper::{Evaluator, Launched, State, StepProgram, Stepper};
 
 /// Launches that may be under way at a time.
 pub const IN_FLIGHT: usize = 3;
@@ -544,8 +544,8 @@ impl Trainer {
             stepper.go_on_with(single);
         }
         let steps = self.next..self.next.saturating_add(stepper.steps());
-        let batch = upload(engine, &batches.training(steps.clone(), 0))?;
-        let launched = stepper.launch(&batch)?;
+        let uploaded = |device| upload(engine, device, &batches.training(steps.clone(), device));
+        let launched = stepper.launch_on_all(&(0..engine.devices()).map(uploaded).collect::<Result<Vec<_>, _>>()?)?;
         self.next = steps.end;
         Ok(UnderWay { steps, launched })
     }

@@ -53,6 +53,8 @@ pub(super) struct RunDescription<'a> {
     pub(super) steps: u64,
     /// Steps of one launch.
     pub(super) steps_per_launch: NonZeroU32,
+    /// Replicas that share each global batch.
+    pub(super) replicas: NonZeroU32,
     pub(super) corruption: Option<&'a Corruption>,
     pub(super) loss_unit: &'a str,
     pub(super) data: DataDescription,

@@ -17,9 +17,9 @@ use pjrt::{Buffer, Executable, ExecuteOptions};
 use super::batch::BatchMaker;
 use super::corruption::Corruption;
 use super::run_folder::{FORMAT_VERSION, PluginDescription, RunDescription, RunFolder};
-use super::stepper::{Evaluator, StepProgram, Stepper, device};
+use super::stepper::{Evaluator, State, StepProgram, Stepper, device};
 use super::{ControlRecord, Observer, TrainError};
-use crate::bundle::manifest::OutputRole;
+use crate::bundle::manifest::{Launch, OutputRole};
 use crate::bundle::{Bundle, Dtype, check};
 use crate::cache::CompileCache;
 use crate::engine::{Engine, EngineError};
@@ -86,7 +86,8 @@ pub struct Setup {
 #[derive(Debug)]
 pub struct InitialState {
     executable: Executable,
-    seed: Buffer,
+    /// On each device.
+    seeds: Vec<Buffer>,
     /// The step's input that each output is for.
     inputs: Vec<usize>,
 }
@@ -98,17 +99,26 @@ impl InitialState {
         &self.inputs
     }
 
-    /// Starts computing the state: values with the numbers of their inputs.
+    /// Starts computing the state of all devices, and puts its values where they belong. Devices begin alike: they run
+    /// one program with one seed.
     ///
     /// # Errors
     ///
-    /// Where the device refuses.
-    pub fn make(&self) -> Result<impl Iterator<Item = (usize, Buffer)>, EngineError> {
+    /// Where a device refuses.
+    pub fn make_into(&self, states: &mut [State]) -> Result<(), EngineError> {
         // The seed is kept, for the next time.
         let options = ExecuteOptions { non_donatable_inputs: vec![0], ..Default::default() };
         let failed = device("computing the initial state failed");
-        let execution = self.executable.execute(&[[&self.seed]], &options).map_err(failed)?;
-        Ok(self.inputs.iter().copied().zip(execution.outputs.into_iter().flatten()))
+        let seeds: Vec<_> = self.seeds.iter().map(|seed| [seed]).collect();
+        let execution = self.executable.execute(&seeds, &options).map_err(failed)?;
+        for (state, outputs) in states.iter_mut().zip(execution.outputs) {
+            for (&input, value) in self.inputs.iter().zip(outputs) {
+                if let Some(slot) = state.get_mut(input) {
+                    *slot = Some(value);
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -156,7 +166,7 @@ impl Setup {
         let batches = BatchMaker::open(bundle, &options.data, u64::from(options.seed), options.corruption)?;
 
         reached("data open");
-        let engine = Engine::open(&options.plugin)?;
+        let engine = Engine::open_for(&options.plugin, Launch { steps: NonZeroU32::MIN, ..manifest.launch })?;
         let engine = engine.with_cache(options.cache.clone()).isolated(options.worker.clone());
         reached("plugin open");
         if let (Some(controller), Some(here)) = (&manifest.controller, engine.kind())
@@ -173,10 +183,10 @@ impl Setup {
         // Each may take as long as all others together.
         let (step, rest, evaluate, make_state) = thread::scope(|scope| {
             let evaluate = eval_module.as_ref().map(|m| scope.spawn(|| engine.compile(m, "the evaluation")));
-            let make_state = scope.spawn(|| engine.compile(&init_module, "the initial state"));
-            let step = engine.compile(&bundle.module, "the train step");
+            let make_state = scope.spawn(|| engine.compile_spread(&init_module, "the initial state"));
+            let step = engine.compile_spread(&bundle.module, "the train step");
             let rest = rest.map(|bundle| {
-                let executable = engine.compile(&bundle.module, "the train step by itself")?;
+                let executable = engine.compile_spread(&bundle.module, "the train step by itself")?;
                 Ok::<_, EngineError>(StepProgram::new(executable, &bundle.manifest))
             });
             let evaluate = evaluate.map(|thread| joined(thread, "the evaluation")).transpose();
@@ -192,24 +202,24 @@ impl Setup {
         };
         reached("programs compiled");
         let seed = encode_integer(u64::from(options.seed), init.seed_dtype);
-        let seed = engine.upload(&seed, init.seed_dtype, &[])?;
-        let initial = InitialState { executable: make_state, seed, inputs: init.outputs.clone() };
-        let mut state: Vec<Option<Buffer>> = manifest.inputs.iter().map(|_| None).collect();
-        for (input, value) in initial.make()? {
-            if let Some(slot) = state.get_mut(input) {
-                *slot = Some(value);
-            }
-        }
+        let devices = 0..engine.devices();
+        let seeds = devices.clone().map(|device| engine.upload_to(device, &seed, init.seed_dtype, &[]));
+        let seeds = seeds.collect::<Result<_, _>>()?;
+        let initial = InitialState { executable: make_state, seeds, inputs: init.outputs.clone() };
+        let mut states: Vec<State> = devices.clone().map(|_| manifest.inputs.iter().map(|_| None).collect()).collect();
+        initial.make_into(&mut states)?;
         if let Some(controller) = &manifest.controller {
             let policy = options.policy.as_ref().unwrap_or(&controller.policy);
             for array in controller_arrays(&controller.layout, policy)? {
-                if let Some(slot) = state.get_mut(array.input) {
-                    *slot = Some(engine.upload(&array.bytes, array.dtype, &array.shape)?);
+                for (device, state) in devices.clone().zip(&mut states) {
+                    if let Some(slot) = state.get_mut(array.input) {
+                        *slot = Some(engine.upload_to(device, &array.bytes, array.dtype, &array.shape)?);
+                    }
                 }
             }
         }
         reached("initial state launched");
-        let stepper = Stepper::new(step, manifest, state)?;
+        let stepper = Stepper::spread(step, manifest, states)?;
         let telemetry = manifest.controller.as_ref().and_then(|controller| {
             let is_telemetry =
                 |&output: &usize| manifest.outputs.get(output).is_some_and(|o| o.role == OutputRole::Telemetry);
@@ -235,6 +245,7 @@ impl Setup {
             seed: options.seed,
             steps: options.steps,
             steps_per_launch: manifest.launch.steps,
+            replicas: manifest.launch.replicas,
             corruption: options.corruption.as_ref(),
             loss_unit: &loss_unit,
             data: batches.describe(&options.data),

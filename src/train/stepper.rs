@@ -43,13 +43,16 @@ pub struct StepProgram {
     steps: u64,
 }
 
-/// A program with its state on the device.
+/// A program with its state on the devices that it runs on.
 #[derive(Debug)]
 pub struct Stepper {
     program: StepProgram,
-    /// By input number; `None` for batch inputs.
-    state: Vec<Option<Buffer>>,
+    /// The state of each device in turn.
+    state: Vec<State>,
 }
+
+/// What one device holds, by input number; `None` for batch inputs.
+pub type State = Vec<Option<Buffer>>;
 
 /// What a launched step leaves for the host, on its way.
 #[derive(Debug)]
@@ -87,12 +90,26 @@ impl Stepper {
     /// # Errors
     ///
     /// Where the number of values is not that of the manifest's inputs, or a value is missing.
-    pub fn new(executable: Executable, manifest: &Manifest, state: Vec<Option<Buffer>>) -> Result<Self, EngineError> {
+    pub fn new(executable: Executable, manifest: &Manifest, state: State) -> Result<Self, EngineError> {
+        Self::spread(executable, manifest, vec![state])
+    }
+
+    /// The same for a program that runs on several devices, with the state of each.
+    ///
+    /// # Errors
+    ///
+    /// As [`Stepper::new`], for any of them, and where there are fewer states than devices, or more.
+    pub fn spread(executable: Executable, manifest: &Manifest, state: Vec<State>) -> Result<Self, EngineError> {
         let program = StepProgram::new(executable, manifest);
         let sources = &program.sources;
-        let complete = sources.len() == state.len()
-            && sources.iter().zip(&state).all(|(source, value)| matches!(source, Source::Batch(_)) != value.is_some());
-        if !complete {
+        let complete = |state: &State| {
+            sources.len() == state.len()
+                && sources
+                    .iter()
+                    .zip(state)
+                    .all(|(source, value)| matches!(source, Source::Batch(_)) != value.is_some())
+        };
+        if state.len() != program.executable.num_devices() || !state.iter().all(complete) {
             return Err(device("preparing the step failed")(pjrt::Error::Argument(
                 "the initial state does not cover the inputs of the step".to_owned(),
             )));
@@ -111,53 +128,66 @@ impl Stepper {
         self.program = program;
     }
 
-    /// Launches the steps on the given batches and returns at once; the state is the next one from here on.
+    /// Launches the steps on the given batch and returns at once; the state is the next one from here on. For one device.
     ///
     /// # Errors
     ///
     /// Where the launch is refused; the state is lost then, for its buffers may have been donated.
     pub fn launch(&mut self, batch: &[Buffer]) -> Result<Launched, EngineError> {
-        let failed = device("launching a step failed");
-        let arguments: Vec<&Buffer> = self
-            .program
-            .sources
-            .iter()
-            .zip(&self.state)
-            .filter_map(|(source, state)| match source {
-                Source::State => state.as_ref(),
-                Source::Batch(n) => batch.get(*n),
+        self.launch_on_all(&[batch])
+    }
+
+    /// Launches the steps on all devices, each on a batch of its own. What the host reads is that of the first.
+    ///
+    /// # Errors
+    ///
+    /// As [`Stepper::launch`].
+    pub fn launch_on_all<B: AsRef<[Buffer]>>(&mut self, batches: &[B]) -> Result<Launched, EngineError> {
+        let arguments: Vec<Vec<&Buffer>> = (0..self.state.len())
+            .map(|device| {
+                let batch = batches.get(device).map(AsRef::as_ref).unwrap_or_default();
+                (0..self.program.sources.len()).filter_map(|input| self.argument(device, input, batch)).collect()
             })
             .collect();
-        let outputs = self.program.executable.execute_single(&arguments).map_err(failed)?;
+        let execution = self.program.executable.execute(&arguments, &ExecuteOptions::default());
+        let outputs = execution.map_err(device("launching a step failed"))?.outputs;
         let mut copies = Vec::new();
-        for (output, sink) in outputs.into_iter().zip(&self.program.sinks) {
-            match sink {
-                Sink::State(input) => {
-                    if let Some(slot) = self.state.get_mut(*input) {
-                        *slot = Some(output);
+        for (number, (outputs, state)) in outputs.into_iter().zip(&mut self.state).enumerate() {
+            for (output, sink) in outputs.into_iter().zip(&self.program.sinks) {
+                match sink {
+                    Sink::State(input) => {
+                        if let Some(slot) = state.get_mut(*input) {
+                            *slot = Some(output);
+                        }
                     }
+                    Sink::Host if number == 0 => {
+                        copies.push(output.start_to_host().map_err(device("reading what a step reports failed"))?);
+                    }
+                    Sink::Host | Sink::Drop => {}
                 }
-                Sink::Host => {
-                    copies.push(output.start_to_host().map_err(device("reading what a step reports failed"))?);
-                }
-                Sink::Drop => {}
             }
         }
         Ok(Launched { copies })
     }
 
-    /// The current value of input `index`, which for a batch input is in `batch`.
-    fn argument<'a>(&'a self, index: usize, batch: &'a [Buffer]) -> Option<&'a Buffer> {
+    /// The current value of input `index` on a device, which for a batch input is in `batch`.
+    fn argument<'a>(&'a self, device: usize, index: usize, batch: &'a [Buffer]) -> Option<&'a Buffer> {
         match self.program.sources.get(index)? {
-            Source::State => self.state(index),
+            Source::State => self.state_on(device, index),
             Source::Batch(n) => batch.get(*n),
         }
     }
 
-    /// The current value of input `index`; `None` for a batch input.
+    /// The current value of input `index` on the first device; `None` for a batch input.
     #[must_use]
     pub fn state(&self, index: usize) -> Option<&Buffer> {
-        self.state.get(index)?.as_ref()
+        self.state_on(0, index)
+    }
+
+    /// The same on the device of that number.
+    #[must_use]
+    pub fn state_on(&self, device: usize, index: usize) -> Option<&Buffer> {
+        self.state.get(device)?.get(index)?.as_ref()
     }
 
     /// Returns to the state that the run began with. The values of now are given up first, to make room.
@@ -166,17 +196,14 @@ impl Stepper {
     ///
     /// Where the device refuses; the state is lost then.
     pub fn restart(&mut self, initial: &InitialState) -> Result<(), EngineError> {
-        for &input in initial.inputs() {
-            if let Some(slot) = self.state.get_mut(input) {
-                *slot = None;
+        for state in &mut self.state {
+            for &input in initial.inputs() {
+                if let Some(slot) = state.get_mut(input) {
+                    *slot = None;
+                }
             }
         }
-        for (input, value) in initial.make()? {
-            if let Some(slot) = self.state.get_mut(input) {
-                *slot = Some(value);
-            }
-        }
-        Ok(())
+        initial.make_into(&mut self.state)
     }
 
     /// Numbers of the outputs that the host reads, in the order in which [`Launched::wait`] returns them.
@@ -231,7 +258,7 @@ impl Evaluator {
     ///
     /// Where the launch is refused.
     pub fn launch(&self, stepper: &Stepper, batch: &[Buffer]) -> Result<Launched, EngineError> {
-        let arguments: Vec<&Buffer> = self.inputs.iter().filter_map(|&i| stepper.argument(i, batch)).collect();
+        let arguments: Vec<&Buffer> = self.inputs.iter().filter_map(|&i| stepper.argument(0, i, batch)).collect();
         let options = ExecuteOptions { non_donatable_inputs: (0..arguments.len()).collect(), ..Default::default() };
         let execution =
             self.executable.execute(&[arguments], &options).map_err(device("launching the evaluation failed"))?;

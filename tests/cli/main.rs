@@ -13,6 +13,7 @@ mod happy;
 mod inputs;
 mod plugins;
 mod refusals;
+mod replicas;
 mod tiny;
 
 #[path = "../support/broken.rs"]

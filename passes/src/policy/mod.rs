@@ -28,7 +28,7 @@ pub use groups::{GroupPolicy, TensorLaws};
 pub use laws::{LawsPolicy, MicroPolicy, MicroTensor, PiPolicy, RulePolicy, Timing};
 pub use momentum::MomentumPolicy;
 pub use pattern::Pattern;
-pub use replicas::{EntropyOf, OnMismatch, ReplicasPolicy};
+pub use replicas::{EntropyOf, ReplicasPolicy};
 pub use rollback::{RollbackKind, RollbackPolicy};
 pub use switch::{SwitchPolicy, SwitchRate, Trigger};
 
@@ -483,7 +483,6 @@ impl Policy {
         }
         self.momentum.validate(check)?;
         self.switch.validate(check)?;
-        self.replicas.validate(check)?;
         self.groups.iter().try_for_each(|(name, group)| group.validate(name, check))?;
         self.laws.validate(check)
     }

@@ -89,7 +89,7 @@ const SCHEMA: Table = Table {
                 "factor",
             ]),
         ),
-        ("replicas", leaf(&["entropy_of", "check_every", "on_mismatch"])),
+        ("replicas", leaf(&["entropy_of"])),
         ("groups", GROUPS),
         ("states", OPEN),
     ],

@@ -2,18 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Checks, PolicyError};
-
 /// What is different where several replicas train together. A step of one replica alone takes no notice of it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ReplicasPolicy {
     /// Whose gradients are measured. Structure.
     pub entropy_of: EntropyOf,
-    /// Steps between comparisons of the states that all replicas hold; 0 for never.
-    pub check_every: u32,
-    /// What a difference comes to.
-    pub on_mismatch: OnMismatch,
 }
 
 /// Whose gradients are measured.
@@ -27,22 +21,6 @@ pub enum EntropyOf {
     LocalMean,
 }
 
-/// What happens when replicas hold different states.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum OnMismatch {
-    /// The run ends with an error that names the states.
-    Error,
-    /// It is counted and reported, and the run goes on.
-    Count,
-}
-
-impl Default for ReplicasPolicy {
-    fn default() -> Self {
-        Self { entropy_of: EntropyOf::Global, check_every: 1000, on_mismatch: OnMismatch::Error }
-    }
-}
-
 impl EntropyOf {
     /// As in a policy.
     #[must_use]
@@ -51,11 +29,5 @@ impl EntropyOf {
             Self::Global => "global",
             Self::LocalMean => "local-mean",
         }
-    }
-}
-
-impl ReplicasPolicy {
-    pub(super) fn validate(&self, check: Checks) -> Result<(), PolicyError> {
-        check.count("replicas.check_every", self.check_every, 0)
     }
 }
