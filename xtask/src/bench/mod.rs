@@ -137,8 +137,12 @@ pub(crate) fn bench(options: &Options) -> Result<()> {
     for &(set, _) in sets {
         document::between_markers(&document, set.marker(), "")?;
     }
-    crate::cargo(&["build", "--release"])?;
-    let python = crate::python_with_jax()?;
+    let named = |part| options.parts.is_empty() || options.parts.contains(&part);
+    if named(Part::Start) {
+        crate::cargo(&["build", "--release"])?;
+    }
+    let engines = [Part::Control, Part::Loop, Part::Jax, Part::Torch, Part::Flags];
+    let python = if engines.into_iter().any(named) { crate::python_with_jax()? } else { PathBuf::from("python3") };
     let mut failures = Vec::new();
     for &(set, plugin) in sets {
         let model = options.model.as_deref().unwrap_or(if set == Set::Cpu { "gpt-nano" } else { "gpt2-small" });
