@@ -137,8 +137,12 @@ pub(crate) fn bench(options: &Options) -> Result<()> {
     for &(set, _) in sets {
         document::between_markers(&document, set.marker(), "")?;
     }
-    crate::cargo(&["build", "--release"])?;
-    let python = crate::python_with_jax()?;
+    let named = |part| options.parts.is_empty() || options.parts.contains(&part);
+    if named(Part::Start) {
+        crate::cargo(&["build", "--release"])?;
+    }
+    let engines = [Part::Control, Part::Loop, Part::Jax, Part::Torch, Part::Flags];
+    let python = if engines.into_iter().any(named) { crate::python_with_jax()? } else { PathBuf::from("python3") };
     let mut failures = Vec::new();
     for &(set, plugin) in sets {
         let model = options.model.as_deref().unwrap_or(if set == Set::Cpu { "gpt-nano" } else { "gpt2-small" });
@@ -249,13 +253,16 @@ impl Bench<'_> {
     /// Writes what there is.
     fn write(&self) -> Result<()> {
         let path = crate::root().join(&self.options.out);
-        let text = document::read(&path)?;
+        let mut text = document::read(&path)?;
         let samples = |part| Samples::read(&self.file(part)).unwrap_or_default();
         let measured: Vec<_> = self.set.parts().iter().map(|&part| (part, samples(part))).collect();
-        let table = report::table(&report::rows(self.set, &samples));
         let heading = format!("`{}`; {}.", self.model, machine());
-        let content = format!("{heading} {}\n\n{table}", told(&measured));
-        let mut text = document::between_markers(&text, self.set.marker(), &content)?;
+        // A table of nothing would replace what another machine measured.
+        if measured.iter().any(|(_, samples)| !samples.rounds.is_empty()) {
+            let table = report::table(&report::rows(self.set, &samples));
+            let content = format!("{heading} {}\n\n{table}", told(&measured));
+            text = document::between_markers(&text, self.set.marker(), &content)?;
+        }
         let flags = samples(Part::Flags);
         if self.set == Set::Cpu && !flags.rounds.is_empty() {
             let about = format!("{heading} {}", told(&[(Part::Flags, flags.clone())]));
