@@ -26,7 +26,7 @@ use std::num::NonZeroU32;
 
 use hlo::build::{Builder, Built, ComparisonDirection, sanitize};
 use hlo::partitioning::Partitioning;
-use hlo::{ComputationId, InstructionId, Module, Opcode, PrimitiveType};
+use hlo::{ComputationId, Instruction, InstructionId, Module, Opcode, PrimitiveType};
 use serde::{Deserialize, Serialize};
 
 use crate::discover::{DataCount, data_dependent_counts, varying_outputs};
@@ -136,7 +136,6 @@ impl GradientAllReduce {
 
 /// A step that exchanges something between devices already is parallel, or belongs to something that is.
 fn refuse_parallel(module: &Module) -> Result<(), PassError> {
-    use Opcode as O;
     if let Some(split) = Partitioning::of(module)?.filter(|split| split.partitions > 1) {
         let reason = format!(
             "it is split over {} devices already; give its mesh an axis for the data instead, and export it so",
@@ -144,24 +143,9 @@ fn refuse_parallel(module: &Module) -> Result<(), PassError> {
         );
         return Err(PassError::NotReplicable { reason });
     }
-    let among = |opcode| {
-        matches!(
-            opcode,
-            O::AllReduce
-                | O::AllReduceStart
-                | O::AllGather
-                | O::AllGatherStart
-                | O::AllToAll
-                | O::ReduceScatter
-                | O::CollectiveBroadcast
-                | O::CollectivePermute
-                | O::CollectivePermuteStart
-                | O::ReplicaId
-                | O::PartitionId
-        )
-    };
+    let among = |i: &Instruction| i.is_collective() || matches!(i.opcode, Opcode::ReplicaId | Opcode::PartitionId);
     let all = module.computations().flat_map(|(_, c)| c.instructions().map(|(_, i)| i));
-    match all.into_iter().find(|i| among(i.opcode)) {
+    match all.into_iter().find(|i| among(i)) {
         None => Ok(()),
         Some(found) => Err(PassError::NotReplicable {
             reason: format!(

@@ -104,7 +104,7 @@ impl BatchMaker {
         };
         let inputs: Vec<_> = batch_inputs(manifest)
             .map(|input| {
-                let step = step_shape(manifest, input).to_vec();
+                let step = manifest.launch.one_step(&input.shape).unwrap_or_default().to_vec();
                 BatchInput { dtype: input.dtype, made: step.clone(), step }
             })
             .collect();
@@ -280,19 +280,19 @@ fn replicas(manifest: &Manifest) -> usize {
     usize::try_from(manifest.launch.replicas.get()).unwrap_or(1)
 }
 
-/// Dimensions of a batch input as one step takes it.
-fn step_shape<'a>(manifest: &Manifest, input: &'a Input) -> &'a [i64] {
-    let leading = usize::from(manifest.launch.steps.get() > 1);
-    input.shape.get(leading..).unwrap_or_default()
-}
-
 /// What arrays must hold for each batch input, and how many examples a replica takes in a step.
 fn fields(bundle: &Bundle) -> Result<(Vec<Field>, usize), TrainError> {
     let mut fields = Vec::new();
     let mut rows: Option<(&str, usize)> = None;
     for input in batch_inputs(&bundle.manifest) {
-        let shape: Vec<_> =
-            step_shape(&bundle.manifest, input).iter().map(|&d| usize::try_from(d).unwrap_or(0)).collect();
+        let shape: Vec<_> = bundle
+            .manifest
+            .launch
+            .one_step(&input.shape)
+            .unwrap_or_default()
+            .iter()
+            .map(|&d| usize::try_from(d).unwrap_or(0))
+            .collect();
         let Some((&count, example)) = shape.split_first().filter(|&(&count, _)| count > 0) else {
             return Err(untrainable(
                 bundle,
