@@ -245,8 +245,7 @@ impl<'m> Emitter<'m> {
                 });
             }
             let replica = self.b.replica_id()?;
-            let replica = self.b.convert(replica, shape.element_type())?;
-            let replica = self.b.broadcast_scalar_like(replica, key)?;
+            let replica = self.like(replica, key)?;
             let own = self.b.named(&format!("entropic.own_key.{}", sanitize(&state.name))).xor(key, replica)?;
             let entry = self.b.module().entry();
             self.b.module_mut().replace_uses(entry, &HashMap::from([(key, own)]), &HashSet::from([own]))?;

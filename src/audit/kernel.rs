@@ -239,7 +239,7 @@ impl Walk<'_> {
             // On CPU, a product by itself is Eigen's.
             O::Dot | O::Convolution if self.platform == Platform::Cpu => KernelKind::Call,
             O::Send | O::Recv => KernelKind::Collective,
-            opcode if is_collective(opcode) => KernelKind::Collective,
+            _ if i.is_collective() => KernelKind::Collective,
             _ if self.platform == Platform::Tpu && i.shape.is_scalar() => KernelKind::Scalar,
             _ => KernelKind::Other,
         };
@@ -348,23 +348,6 @@ struct Contents {
     other_ops: usize,
     signature: Vec<String>,
     unnamed: Vec<String>,
-}
-
-fn is_collective(opcode: Opcode) -> bool {
-    use Opcode as O;
-    matches!(
-        opcode,
-        O::AllReduce
-            | O::AllReduceStart
-            | O::AllGather
-            | O::AllGatherStart
-            | O::AllToAll
-            | O::CollectiveBroadcast
-            | O::CollectivePermute
-            | O::CollectivePermuteStart
-            | O::RaggedAllToAll
-            | O::ReduceScatter
-    )
 }
 
 /// Whether a custom call of that target calls back into the host program.
