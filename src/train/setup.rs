@@ -166,7 +166,9 @@ impl Setup {
         let batches = BatchMaker::open(bundle, &options.data, u64::from(options.seed), options.corruption)?;
 
         reached("data open");
-        let engine = Engine::open_for(&options.plugin, Launch { steps: NonZeroU32::MIN, ..manifest.launch })?;
+        // A program that is split over devices is refused when it is compiled.
+        let replicas = Launch { replicas: manifest.launch.replicas, ..Launch::default() };
+        let engine = Engine::open_for(&options.plugin, replicas)?;
         let engine = engine.with_cache(options.cache.clone()).isolated(options.worker.clone());
         reached("plugin open");
         if let (Some(controller), Some(here)) = (&manifest.controller, engine.kind())
