@@ -28,6 +28,10 @@ const CPU_PACKS_WEIGHTS: &str = "xla_cpu_use_xnnpack";
 /// The option of the CPU plugin's client that says as how many devices it appears.
 const CPU_DEVICE_COUNT: &str = "cpu_device_count";
 
+/// As so many devices a CPU appears at most. With a thousand the plugin waits for all of them in the first reduction, in vain,
+/// and ends the process.
+const MOST_CPU_DEVICES: usize = 256;
+
 /// A pass of XLA that the CPU plugin does without, by the flag that names such passes.
 ///
 /// It computes what is the same in all iterations of a loop, such as an attention mask, before the loop. What is fused with
@@ -184,18 +188,18 @@ impl Engine {
         let plugin = Plugin::load(path).map_err(EngineError::Load)?;
         let failed = |source| EngineError::Client { path: path.to_owned(), source, hint: hint.clone() };
         let wanted = usize::try_from(launch.devices()).unwrap_or(usize::MAX);
-        let client = Client::create(&plugin, &[]).map_err(failed)?;
-        let client = if wanted > client.addressable_devices().len() && client.platform_name() == "cpu" {
-            drop(client);
-            let count = i64::try_from(wanted).unwrap_or(i64::MAX);
-            Client::create(&plugin, &[(CPU_DEVICE_COUNT, count.into())]).map_err(failed)?
-        } else {
-            client
-        };
-        let found = client.addressable_devices().len();
+        let mut client = Client::create(&plugin, &[]).map_err(failed)?;
+        let present = client.addressable_devices().len();
+        let on_cpu = client.platform_name() == "cpu";
+        let found = if on_cpu { present.max(MOST_CPU_DEVICES) } else { present };
         if found < wanted {
             let (platform, replicas) = (client.platform_name().to_owned(), launch.replicas.get());
             return Err(EngineError::TooFewDevices { platform, found, replicas, partitions: launch.partitions.get() });
+        }
+        if present < wanted {
+            drop(client);
+            let count = i64::try_from(wanted).unwrap_or(i64::MAX);
+            client = Client::create(&plugin, &[(CPU_DEVICE_COUNT, count.into())]).map_err(failed)?;
         }
         let device = client.device(0).map_err(failed)?.clone();
         let mut options = CompileOptions::default();

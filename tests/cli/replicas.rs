@@ -63,5 +63,7 @@ fn what_cannot_be_made_data_parallel_is_refused() {
     refused(at.path(), &format!("inject {mlp} -o out --replicas 2 --verify"), &["on one device"]);
     succeed(at.path(), &format!("inject {mlp} -o injected"));
     fs::write(at.path().join("text"), "some text").unwrap();
+    let line = format!("train {mlp} --data {} --steps 1 --replicas 100000", root().join("docs").display());
+    refused(at.path(), &line, &["256 device(s)", "100000 replica(s)", "ask for fewer replicas"]);
     refused(at.path(), "train injected --data text --steps 1 --replicas 2", &["inject that with --replicas"]);
 }
