@@ -83,8 +83,8 @@ pub enum FuseError {
     },
     /// The step is split over devices.
     #[error(
-        "the step is split over {partitions} devices, and several steps of such a one cannot be put into one launch; launch \
-         single steps"
+        "the module is partitioned over devices: it carries a sharding over {partitions} of them, and several steps of such a \
+         one cannot be put into one launch; launch single steps"
     )]
     Partitioned {
         /// Over how many.
