@@ -11,7 +11,7 @@ mod corpus;
 
 use std::num::NonZeroU32;
 
-use common::{Array, Compiled};
+use common::{Array, Compiled, Contraction};
 use corpus::Case;
 use hlo::build::Builder;
 use hlo::proto::HloInstructionProto;
@@ -110,8 +110,8 @@ impl Subject {
 
     /// What differs between launches of K steps and K launches, if anything does.
     fn difference(&self) -> Option<String> {
-        let single = Compiled::new(&self.module);
-        let fused = Compiled::new(&self.fused());
+        let [single, fused] =
+            [&self.module, &self.fused()].map(|module| Compiled::with(module, Contraction::Allowed));
         let (mut one, mut many) = (self.inputs.clone(), self.inputs.clone());
         for launch in 0..LAUNCHES {
             let first = launch * K;

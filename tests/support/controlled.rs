@@ -38,7 +38,7 @@ pub fn initial(layout: &ControllerLayout, step: &TrainStep, policy: &Policy) -> 
 
 impl Controlled {
     pub fn new(module: &Module, policy: &Policy) -> Result<Self, passes::InjectError> {
-        Self::with(module, policy, Contraction::Allowed)
+        Self::with(module, policy, Contraction::Indifferent)
     }
 
     pub fn with(module: &Module, policy: &Policy, contraction: Contraction) -> Result<Self, passes::InjectError> {

@@ -46,7 +46,7 @@ pub struct Spread {
 
 impl Spread {
     pub fn new(module: &Module, over: Over) -> Self {
-        Self::with(module, over, Contraction::Allowed)
+        Self::with(module, over, Contraction::Indifferent)
     }
 
     pub fn with(module: &Module, over: Over, contraction: Contraction) -> Self {
