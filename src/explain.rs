@@ -167,6 +167,16 @@ fn tell(
     if let Some(fault) = record.fault {
         writeln!(text, "Its batch had been spoilt on purpose (--corrupt): {fault}.")?;
     }
+    for differing in record.replicas.iter().flat_map(|r| &r.replica_differences) {
+        let replicas: Vec<_> = differing.replicas.iter().map(ToString::to_string).collect();
+        writeln!(
+            text,
+            "Behind it, {} was not the same on all replicas: {} had another one than 0 (replicas.on_mismatch = {:?}).",
+            differing.state,
+            replicas.join(", "),
+            policy.replicas.on_mismatch.name()
+        )?;
+    }
     why(text, policy, control)?;
     if control.gate.is_some() {
         writeln!(

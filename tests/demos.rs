@@ -28,6 +28,7 @@ struct Recorder(Vec<StepRecord>);
 
 impl Observer for Recorder {
     fn phase(&mut self, _: &str) {}
+    fn note(&mut self, _: &str) {}
     fn start(&mut self, _: u64) {}
     fn step(&mut self, record: &StepRecord) {
         self.0.push(record.clone());

@@ -45,6 +45,8 @@ pub mod inject;
 
 pub mod fuse_steps;
 
+pub mod state_checksum;
+
 pub mod reference;
 
 pub mod values;

@@ -41,6 +41,10 @@ impl Observer for Progress {
         eprintln!("{what}");
     }
 
+    fn note(&mut self, what: &str) {
+        eprintln!("{what}");
+    }
+
     fn start(&mut self, steps: u64) {
         self.steps = steps;
         self.start = Instant::now();

@@ -14,7 +14,7 @@ use entropic::bundle::Bundle;
 use entropic::isolate::Worker;
 use entropic::model::Model;
 use entropic::target::Platform;
-use entropic::train::{self, Corruption, Ending, Options, Share, Summary};
+use entropic::train::{self, Consistency, Corruption, Ending, Mismatch, Options, Share, Summary};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -127,6 +127,16 @@ pub(super) fn run(arguments: Arguments, started: Instant) -> anyhow::Result<Outc
     match summary.ending {
         Ending::Complete => Ok(Outcome::Done),
         Ending::Interrupted => Ok(Outcome::Interrupted),
+        Ending::Inconsistent => bail!(
+            "replicas do not hold the same: {}. A device computed something else than the others, or a value was damaged; which              replica is right cannot be told from this. {} names all of them; `replicas.on_mismatch = \"copy\"` in the policy goes              on with the states of replica 0",
+            summary
+                .consistency
+                .as_ref()
+                .and_then(|c| c.first_mismatch.as_ref())
+                .map(Mismatch::told)
+                .unwrap_or_default(),
+            summary.folder.join("summary.json").display()
+        ),
         Ending::Stopped => bail!(
             "the controller stopped the run after {} steps: too many steps in a row had gradients that were not finite (the \
              policy's gate.max_pause), so training would not have recovered; {} shows where it began. Lower the learning \
@@ -164,6 +174,23 @@ fn report(summary: &Summary) -> String {
     if summary.non_finite_losses > 0 {
         table.add_row(["losses not finite".to_owned(), summary.non_finite_losses.to_string()]);
     }
+    if let Some(consistency) = &summary.consistency {
+        table.add_row(["replicas compared".to_owned(), compared(consistency, summary.steps_per_second)]);
+    }
     table.add_row(["run".to_owned(), summary.folder.display().to_string()]);
     format!("{table}\n")
+}
+
+/// How often replicas were compared, what that found, and what it takes of the time of the steps.
+fn compared(consistency: &Consistency, steps_per_second: f64) -> String {
+    let found = match (consistency.replica_mismatches_total, consistency.replica_copies_total) {
+        (0, _) => "always alike".to_owned(),
+        (mismatches, 0) => format!("{mismatches} not alike"),
+        (mismatches, copies) => format!("{mismatches} not alike, copied {copies}"),
+    };
+    let cost = consistency.seconds_per_check.map_or(String::new(), |each| {
+        let (every, ms) = (consistency.check_every, each * 1e3);
+        format!("; {ms:.2} ms each, {:.3}% of {every} steps", each * steps_per_second / every as f64 * 100.0)
+    });
+    format!("{} times, {found}{cost}", consistency.replica_checks_total)
 }

@@ -10,11 +10,13 @@ use std::time::Instant;
 
 use hlo::{PrimitiveType, Shape};
 use passes::layout::ArrayKind;
+use passes::policy::ReplicasPolicy;
 use passes::telemetry::{Telemetry, TelemetryError};
 use passes::{ControllerLayout, Policy, PolicyError};
-use pjrt::{Buffer, Executable, ExecuteOptions};
+use pjrt::{Buffer, Executable, ExecuteOptions, NamedValue};
 
 use super::batch::BatchMaker;
+use super::consistency::ConsistencyCheck;
 use super::corruption::Corruption;
 use super::run_folder::{FORMAT_VERSION, PluginDescription, RunDescription, RunFolder};
 use super::stepper::{Evaluator, State, StepProgram, Stepper, device};
@@ -80,6 +82,8 @@ pub struct Setup {
     pub loss: Option<(usize, PrimitiveType)>,
     /// How to read the controller's telemetry, where there is a controller.
     pub telemetry: Option<TelemetryReader>,
+    /// Compares what replicas hold, where there are several and the policy asks for it.
+    pub consistency: Option<ConsistencyCheck>,
 }
 
 /// Makes the state that a run begins with, the same one whenever it is asked.
@@ -183,7 +187,13 @@ impl Setup {
         }
         observer.phase("compiling");
         // Each may take as long as all others together.
-        let (step, rest, evaluate, make_state) = thread::scope(|scope| {
+        let replicas = match (&options.policy, &manifest.controller) {
+            (Some(policy), _) => policy.replicas.clone(),
+            (None, Some(controller)) => controller.policy.replicas.clone(),
+            (None, None) => ReplicasPolicy::default(),
+        };
+        let (step, rest, evaluate, make_state, consistency) = thread::scope(|scope| {
+            let consistency = scope.spawn(|| ConsistencyCheck::new(&engine, bundle, &replicas));
             let evaluate = eval_module.as_ref().map(|m| scope.spawn(|| engine.compile(m, "the evaluation")));
             let make_state = scope.spawn(|| engine.compile_spread(&init_module, "the initial state"));
             let step = engine.compile_spread(&bundle.module, "the train step");
@@ -192,9 +202,15 @@ impl Setup {
                 Ok::<_, EngineError>(StepProgram::new(executable, &bundle.manifest))
             });
             let evaluate = evaluate.map(|thread| joined(thread, "the evaluation")).transpose();
-            (step, rest.transpose(), evaluate, joined(make_state, "the initial state"))
+            let consistency = joined(consistency, "the comparison of replicas");
+            (step, rest.transpose(), evaluate, joined(make_state, "the initial state"), consistency)
         });
-        let (step, rest, evaluate, make_state) = (step?, rest?, evaluate?, make_state?);
+        let (step, rest, evaluate, make_state, mut consistency) = (step?, rest?, evaluate?, make_state?, consistency?);
+        if let Some(check) = &mut consistency {
+            // What a compiler counts of a loop is not told apart from what it counts of one round.
+            let single = manifest.launch.steps == NonZeroU32::MIN;
+            check.beside_step(bytes_accessed(&step).filter(|_| single));
+        }
         let evaluator = match (&manifest.eval, &eval_module, evaluate) {
             (Some(eval), Some(module), Some(executable)) => {
                 let loss_type = check::output_shapes(module).first().map_or(PrimitiveType::F32, |s| s.element_type());
@@ -258,7 +274,7 @@ impl Setup {
             },
         })?;
         reached("run folder made");
-        Ok(Self { engine, stepper, rest, initial, evaluator, batches, folder, loss_unit, loss, telemetry })
+        Ok(Self { engine, stepper, rest, initial, evaluator, batches, folder, loss_unit, loss, telemetry, consistency })
     }
 }
 
@@ -292,11 +308,17 @@ fn launches(options: &Options) -> Result<(Option<Bundle>, Option<&Bundle>), Trai
 }
 
 /// What a thread compiled.
-fn joined(
-    thread: ScopedJoinHandle<'_, Result<Executable, EngineError>>,
-    what: &str,
-) -> Result<Executable, EngineError> {
+fn joined<T, E: From<EngineError>>(thread: ScopedJoinHandle<'_, Result<T, E>>, what: &str) -> Result<T, E> {
     thread.join().map_err(|_| EngineError::Thread { what: what.to_owned() })?
+}
+
+/// Bytes that one launch of a step reads and writes, where the compiler counts them.
+fn bytes_accessed(step: &Executable) -> Option<f64> {
+    let costs = step.compiled().cost_analysis().ok()?;
+    costs.iter().find_map(|(name, value)| match value {
+        NamedValue::Float(bytes) if name == "bytes accessed" => Some(f64::from(*bytes)),
+        _ => None,
+    })
 }
 
 /// One of the arrays that the controller takes beside the step's own.

@@ -190,6 +190,15 @@ impl Stepper {
         self.state.get(device)?.get(index)?.as_ref()
     }
 
+    /// Has that device begin the next step with another value of input `index`; nothing changes for a batch input.
+    pub fn set_state_on(&mut self, device: usize, index: usize, value: Buffer) {
+        if let Some(slot) =
+            self.state.get_mut(device).and_then(|state| state.get_mut(index)).filter(|slot| slot.is_some())
+        {
+            *slot = Some(value);
+        }
+    }
+
     /// Returns to the state that the run began with. The values of now are given up first, to make room.
     ///
     /// # Errors

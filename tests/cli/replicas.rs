@@ -15,6 +15,16 @@ fn metrics(run: &Path) -> Vec<(Value, Value)> {
     text.lines().map(record).map(|r| (r["loss"].clone(), r["entropy"].clone())).collect()
 }
 
+/// How often replicas of a run were compared, and the steps that a comparison is noted with.
+fn compared(run: &Path) -> (u64, Vec<u64>) {
+    let consistency = json(&run.join("summary.json"))["consistency"].clone();
+    assert_eq!(consistency["replica_mismatches_total"], 0);
+    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let records = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let noted = records.filter(|r| r.get("replica_checks_total").is_some());
+    (consistency["replica_checks_total"].as_u64().unwrap(), noted.map(|r| r["step"].as_u64().unwrap()).collect())
+}
+
 fn json(path: &Path) -> Value {
     serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
 }
@@ -25,12 +35,13 @@ fn replicas_train_together_however_they_are_launched() {
     let text: String = (0..4000).map(|n| format!("{} is {} and then some.\n", n * 7919 % 1000, n % 13)).collect();
     fs::write(at.path().join("text"), text).unwrap();
     let mlp = root().join("models/mlp");
-    let train = |model: &str, rest: &str| {
-        succeed(at.path(), &format!("train {model} --data text --steps 12 {rest}"));
-    };
+    let train = |model: &str, rest: &str| succeed(at.path(), &format!("train {model} --data text --steps 12 {rest}"));
     let mlp = mlp.display().to_string();
-    train(&mlp, "--replicas 2 --out controlled");
-    train(&mlp, "--replicas 2 --steps-per-launch 5 --out fused");
+    fs::write(at.path().join("policy.toml"), "[replicas]\ncheck_every = 4\n").unwrap();
+    let said = train(&mlp, "--replicas 2 --policy policy.toml --out controlled");
+    assert!(said.contains("always alike"), "{said}");
+    let said = train(&mlp, "--replicas 2 --policy policy.toml --steps-per-launch 5 --out fused");
+    assert!(said.contains("always alike"), "{said}");
     train(&mlp, "--replicas 2 --no-control --out plain");
     train(&mlp, "--out alone");
     let told = succeed(at.path(), &format!("inject {mlp} -o injected --replicas 2"));
@@ -46,6 +57,13 @@ fn replicas_train_together_however_they_are_launched() {
     assert_eq!(losses("controlled"), losses("plain"), "watching changes no loss");
     assert_ne!(losses("controlled"), losses("alone"), "the second replica had no part in it");
     assert_eq!(json(&at.path().join("controlled/run.json"))["replicas"], 2);
+
+    // Before the first step, and behind 4, 8 and 12; in launches of 5 behind 5 and 10, then as the last steps do.
+    assert_eq!(compared(&at.path().join("controlled")), (4, vec![3, 7, 11]));
+    assert_eq!(compared(&at.path().join("fused")), (4, vec![4, 9, 11]));
+    // By default, before the first step and behind the last.
+    assert_eq!(compared(&at.path().join("plain")), (2, vec![]));
+    assert_eq!(json(&at.path().join("alone/summary.json"))["consistency"], Value::Null);
 }
 
 #[test]

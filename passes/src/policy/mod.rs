@@ -28,7 +28,7 @@ pub use groups::{GroupPolicy, TensorLaws};
 pub use laws::{LawsPolicy, MicroPolicy, MicroTensor, PiPolicy, RulePolicy, Timing};
 pub use momentum::MomentumPolicy;
 pub use pattern::Pattern;
-pub use replicas::{EntropyOf, ReplicasPolicy};
+pub use replicas::{EntropyOf, OnMismatch, ReplicasPolicy};
 pub use rollback::{RollbackKind, RollbackPolicy};
 pub use switch::{SwitchPolicy, SwitchRate, Trigger};
 
@@ -304,6 +304,15 @@ pub enum PolicyError {
          it; enable one, or set it to \"gate\""
     )]
     SnapshotWithoutGate,
+    /// An answer to what is never asked.
+    #[error(
+        "`replicas.on_mismatch` is \"{on_mismatch}\" in the policy, and `replicas.check_every` is 0, so that no replica is \
+         ever compared with another; set `replicas.check_every` to a number of steps, or take `replicas.on_mismatch` out"
+    )]
+    MismatchWithoutCheck {
+        /// What should be done about it.
+        on_mismatch: &'static str,
+    },
     /// A pattern that names nothing in this step.
     #[error("the policy's `{key}` names no {what} of this step{}", match nearest {
         Some(nearest) => format!("; did you mean {nearest:?}?"),
@@ -483,6 +492,7 @@ impl Policy {
         }
         self.momentum.validate(check)?;
         self.switch.validate(check)?;
+        self.replicas.validate(check)?;
         self.groups.iter().try_for_each(|(name, group)| group.validate(name, check))?;
         self.laws.validate(check)
     }

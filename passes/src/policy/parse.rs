@@ -89,7 +89,7 @@ const SCHEMA: Table = Table {
                 "factor",
             ]),
         ),
-        ("replicas", leaf(&["entropy_of"])),
+        ("replicas", leaf(&["entropy_of", "check_every", "on_mismatch"])),
         ("groups", GROUPS),
         ("states", OPEN),
     ],
