@@ -23,6 +23,21 @@ pub enum PartitionError {
         /// What to do.
         hint: &'static str,
     },
+    /// There are not as many devices for all replicas.
+    #[error(
+        "{replicas} replicas on {partitions} device(s) each are asked for, and {what} has {present} device(s); name a larger \
+         topology, as in tpu-v5e:4x4, or ask for fewer replicas"
+    )]
+    Replicas {
+        /// Replicas that are asked for.
+        replicas: usize,
+        /// Devices of each.
+        partitions: usize,
+        /// What has the devices.
+        what: String,
+        /// Devices that there are.
+        present: usize,
+    },
     /// They cannot be assigned.
     #[error(transparent)]
     Assignment(#[from] pjrt::Error),
@@ -45,19 +60,23 @@ pub fn partition(options: &mut CompileOptions, module: &Module) -> Result<usize,
     Ok(found.partitions)
 }
 
-/// Has the partitions run on the first of the devices with these ids. `what` names the devices in errors.
+/// Has replicas and partitions run on the first of the devices with these ids. `what` names the devices in errors.
 ///
 /// # Errors
 ///
-/// Where there are fewer devices than partitions.
+/// Where there are fewer devices.
 pub fn assign(options: &mut CompileOptions, devices: &[i32], what: &str) -> Result<(), PartitionError> {
-    let wanted = options.num_partitions;
-    let ids = devices.get(..wanted).ok_or_else(|| PartitionError::Devices {
-        wanted,
-        what: what.to_owned(),
-        present: devices.len(),
-        hint: "name a larger topology, as in tpu-v5e:4x4, or export the step for a smaller mesh",
-    })?;
-    options.device_assignment = Some(DeviceAssignment::new(options.num_replicas, wanted, ids.to_vec())?);
+    let (replicas, partitions) = (options.num_replicas, options.num_partitions);
+    let wanted = replicas.saturating_mul(partitions);
+    let (what, present) = (what.to_owned(), devices.len());
+    let ids = match devices.get(..wanted) {
+        Some(ids) => ids,
+        None if replicas > 1 => return Err(PartitionError::Replicas { replicas, partitions, what, present }),
+        None => {
+            let hint = "name a larger topology, as in tpu-v5e:4x4, or export the step for a smaller mesh";
+            return Err(PartitionError::Devices { wanted, what, present, hint });
+        }
+    };
+    options.device_assignment = Some(DeviceAssignment::new(replicas, partitions, ids.to_vec())?);
     Ok(())
 }

@@ -4,6 +4,7 @@
 //! `tpu-v5p`, `tpu-v6e`, these with a topology if not their smallest is meant (`tpu-v5e:4x4`).
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::str::FromStr;
 
 use passes::InjectOptions;
@@ -135,11 +136,13 @@ impl Target {
         self.topology.as_deref()
     }
 
-    /// Options of the topology.
+    /// Options of the topology of so many devices, where their number is not in its name.
     #[must_use]
-    pub fn topology_options(&self) -> Vec<(String, String)> {
+    pub fn topology_options(&self, devices: NonZeroU32) -> Vec<(String, String)> {
         let text = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-        self.gpu.map_or(Vec::new(), |gpu| vec![text("topology", "1x1x1"), text("target_config", gpu)])
+        // Slices, hosts of each, and devices of each of these.
+        let one_host = format!("1x1x{devices}");
+        self.gpu.map_or(Vec::new(), |gpu| vec![text("topology", &one_host), text("target_config", gpu)])
     }
 
     /// Environment variables without which the plugin does not compile where its devices are not.
@@ -202,7 +205,7 @@ mod tests {
         }
         let pod: Target = "tpu-v5e:4x4".parse().unwrap();
         assert_eq!((pod.name(), pod.topology()), ("tpu-v5e:4x4", Some("v5e:4x4")));
-        assert!(!"h200".parse::<Target>().unwrap().topology_options().is_empty());
+        assert!(!"h200".parse::<Target>().unwrap().topology_options(NonZeroU32::MIN).is_empty());
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod bare;
 mod child;
 mod flags;
 mod launch;
+mod replicas;
 mod rounds;
 
 use std::cell::RefCell;
@@ -78,6 +79,8 @@ enum Part {
     Flags,
     /// Several steps in one launch against launches of one.
     Launch,
+    /// What replicas exchange for control, and what comparing them takes.
+    Replicas,
 }
 
 fn main() -> Result<()> {
@@ -97,6 +100,7 @@ fn main() -> Result<()> {
         }
         Part::Flags => flags::compare(&options, schedule)?,
         Part::Launch => launch::compare(&options, schedule)?,
+        Part::Replicas => replicas::compare(&options, schedule)?,
     };
     samples.write(&options.out)
 }

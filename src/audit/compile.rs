@@ -1,6 +1,7 @@
 //! Compilation for a target in a child process, and what comes back.
 
 use std::fs;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use hlo::Module;
@@ -8,6 +9,7 @@ use pjrt::{CompileOptions, NamedValue, Plugin, Program, Topology};
 use serde::{Deserialize, Serialize};
 
 use super::AuditError;
+use crate::bundle::manifest::Launch;
 use crate::engine::Engine;
 use crate::isolate::{Request, Task, TaskError, Worker};
 use crate::partition::{assign, partition};
@@ -25,6 +27,8 @@ pub struct Compile {
     pub topology: Option<String>,
     /// Text options of the topology.
     pub topology_options: Vec<(String, String)>,
+    /// Replicas that run the program together.
+    pub replicas: NonZeroU32,
 }
 
 /// What a compiler says about a program.
@@ -92,8 +96,9 @@ impl Task for Compile {
             let options: Vec<(&str, NamedValue)> =
                 self.topology_options.iter().map(|(name, value)| (name.as_str(), value.as_str().into())).collect();
             let topology = Topology::create(&Plugin::load(&self.plugin)?, name, &options)?;
-            let mut options = CompileOptions::default();
-            if partition(&mut options, &Module::import(&code)?)? > 1 {
+            let mut options =
+                CompileOptions { num_replicas: self.replicas.get() as usize, ..CompileOptions::default() };
+            if partition(&mut options, &Module::import(&code)?)? > 1 || options.num_replicas > 1 {
                 let devices: Vec<i32> = topology.devices().iter().map(|device| device.id).collect();
                 assign(&mut options, &devices, name)?;
             }
@@ -101,6 +106,11 @@ impl Task for Compile {
             return report(&compiled, topology.platform_version());
         }
         let module = Module::import(&code)?;
+        // A module of several replicas is that of one device each.
+        if self.replicas > NonZeroU32::MIN {
+            let engine = Engine::open_file(&self.plugin, Launch { replicas: self.replicas, ..Launch::default() })?;
+            return report(engine.compile_spread(&module, "the program")?.compiled(), &engine.platform());
+        }
         let engine = Engine::open_for_module(&self.plugin, &module)?;
         let executable = engine.compile(&module, "the program")?;
         report(executable.compiled(), &engine.platform())
@@ -129,6 +139,21 @@ pub struct Optimized {
 ///
 /// Where the module breaks a rule, the plugin is missing, refuses the module or dies of it.
 pub fn compile(worker: &Worker, target: &Target, module: &Module, what: &str) -> Result<Optimized, AuditError> {
+    compile_spread(worker, target, NonZeroU32::MIN, module, what)
+}
+
+/// The same for a module that so many replicas run together.
+///
+/// # Errors
+///
+/// As [`compile`], and where the target has fewer devices.
+pub fn compile_spread(
+    worker: &Worker,
+    target: &Target,
+    replicas: NonZeroU32,
+    module: &Module,
+    what: &str,
+) -> Result<Optimized, AuditError> {
     hlo::verify::verify(module).map_err(|source| AuditError::Verify { what: what.to_owned(), source })?;
     let path = plugin::find(target.platform().plugin())?;
     let mut worker = worker.clone();
@@ -141,7 +166,8 @@ pub fn compile(worker: &Worker, target: &Target, module: &Module, what: &str) ->
     let task = Compile {
         plugin: path,
         topology: target.topology().map(str::to_owned),
-        topology_options: target.topology_options(),
+        topology_options: target.topology_options(replicas),
+        replicas,
     };
     let report = job.run(&task).map_err(failed)?;
     let code = job.read(Compile::OPTIMIZED).map_err(failed)?;

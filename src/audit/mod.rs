@@ -6,12 +6,14 @@
 mod compile;
 mod cost;
 pub mod kernel;
+mod replicas;
 mod trips;
 
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 
 use serde::Serialize;
 use thiserror::Error;
@@ -21,7 +23,8 @@ use crate::plugin::FindError;
 use crate::target::Target;
 use kernel::{HostConstruct, Kernel, KernelKind, Profile};
 
-pub use compile::{Compile, CompilerReport, Memory, Optimized, compile};
+pub use compile::{Compile, CompilerReport, Memory, Optimized, compile, compile_spread};
+pub use replicas::{Emitted, Exchanged, Held, ReplicaAudit};
 
 /// Why a step was not audited.
 #[derive(Debug, Error)]
@@ -78,6 +81,9 @@ pub struct Audit {
     pub aliases_kept: usize,
     /// Aliases of the plain step that the injected one has lost, in words.
     pub aliases_lost: Vec<String>,
+    /// What replicas hold and send each other, where there are several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<ReplicaAudit>,
     /// Where each operation of the controller went: its `op_name`, and the kernels that it is in.
     pub controller_ops: BTreeMap<String, Vec<String>>,
 }
@@ -179,8 +185,23 @@ impl Audit {
             removed,
             aliases_kept,
             aliases_lost,
+            replicas: None,
             controller_ops,
         }
+    }
+
+    /// The same, of steps of so many replicas: what they hold without and with control, and what passes had them send each other.
+    #[must_use]
+    pub fn of_replicas(
+        mut self,
+        replicas: NonZeroU32,
+        [plain_states, controlled_states]: [Held; 2],
+        emitted: Emitted,
+    ) -> Self {
+        let [plain, controlled] = [&self.plain, &self.injected].map(|side| Exchanged::of(&side.collectives));
+        let audit = ReplicaAudit { replicas, plain_states, controlled_states, emitted, plain, controlled };
+        self.replicas = Some(audit);
+        self
     }
 
     /// Launches added, less launches gone.

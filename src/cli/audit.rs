@@ -9,14 +9,15 @@ use clap::Args;
 use indicatif::{BinaryBytes, ProgressBar};
 
 use super::inject::read_policy;
-use super::{Outcome, Reading, print, table};
+use super::{Outcome, Reading, Replicating, print, table};
 use entropic::audit::kernel::KernelKind;
-use entropic::audit::{Audit, CountedBy, Limits, Side, compile};
+use entropic::audit::{Audit, CountedBy, Emitted, Held, Limits, ReplicaAudit, Side, compile_spread};
 use entropic::files;
 use entropic::isolate::Worker;
 use entropic::model::Model;
 use entropic::target::Target;
 use hlo::Module;
+use passes::Replicas;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -32,6 +33,8 @@ pub(super) struct Arguments {
     /// is given.
     #[arg(long, value_name = "FILE|default|article|monitor")]
     policy: Option<PathBuf>,
+    #[command(flatten)]
+    replicating: Replicating,
     /// Compare launches of so many steps, in a loop on the device; figures are then those of a launch.
     #[arg(long, value_name = "K", default_value = "1")]
     steps_per_launch: NonZeroU32,
@@ -61,16 +64,18 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
     let policy = read_policy(arguments.policy.as_deref())?;
     let model = Model::open_with(&arguments.model, &arguments.reading.reader())?;
-    let injected = model
-        .inject(&policy, arguments.target.platform())?
-        .fuse(arguments.steps_per_launch, arguments.target.platform())?;
-    let plain = plain(&model, arguments.steps_per_launch, &arguments.target)?;
+    let platform = arguments.target.platform();
+    let replicas = arguments.replicating.replicas();
+    let single = model.inject_into(&policy, platform, replicas)?;
+    let injected = single.fuse(arguments.steps_per_launch, platform)?;
+    let plain = plain(&model, replicas, arguments.steps_per_launch, &arguments.target)?;
     let spinner = ProgressBar::new_spinner().with_message(format!("compiling twice for {}", arguments.target));
     spinner.enable_steady_tick(std::time::Duration::from_millis(100));
     let worker = Worker::this_program()?;
-    let both = compile(&worker, &arguments.target, &plain, "the step without control").and_then(|plain| {
-        Ok((plain, compile(&worker, &arguments.target, &injected.module, "the step under control")?))
-    });
+    let count = arguments.replicating.replicas;
+    let compile = |module: &Module, what| compile_spread(&worker, &arguments.target, count, module, what);
+    let both = compile(&plain, "the step without control")
+        .and_then(|plain| Ok((plain, compile(&injected.module, "the step under control")?)));
     spinner.finish_and_clear();
     let (plain, controlled) = both?;
     if let Some(folder) = &arguments.dump {
@@ -78,7 +83,13 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
         files::write(&folder.join("plain.hlo.pb"), &plain.module.export())?;
         files::write(&folder.join("controlled.hlo.pb"), &controlled.module.export())?;
     }
-    let audit = Audit::compare(&arguments.target, &plain, &controlled);
+    let mut audit = Audit::compare(&arguments.target, &plain, &controlled);
+    if let Some(replicas) = replicas {
+        let found = model.find()?;
+        let parameters: Vec<_> = found.step.parameters.iter().map(|parameter| parameter.name.clone()).collect();
+        let held = [&found.manifest, &single.manifest].map(Held::of);
+        audit = audit.of_replicas(replicas.count, held, Emitted::of(&single.module, &parameters));
+    }
     if arguments.json {
         print(&(serde_json::to_string_pretty(&audit)? + "\n"))?;
     } else {
@@ -98,8 +109,11 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// The step without control, so many times in a launch.
-fn plain(model: &Model, steps: NonZeroU32, target: &Target) -> anyhow::Result<Module> {
+/// The step without control, data-parallel where there are replicas, so many times in a launch.
+fn plain(model: &Model, replicas: Option<Replicas>, steps: NonZeroU32, target: &Target) -> anyhow::Result<Module> {
+    if let Some(replicas) = replicas {
+        return Ok(model.replicate(replicas)?.fuse(steps, target.platform())?.module);
+    }
     if steps == NonZeroU32::MIN {
         return Ok(model.module().clone());
     }
@@ -178,6 +192,7 @@ fn describe(audit: &Audit, steps: NonZeroU32) -> String {
     for (opcode, more) in audit.extra_collectives() {
         text += &format!("{opcode}: {:+} in a step, {:+} bytes\n", more.launches, more.bytes);
     }
+    text += &audit.replicas.as_ref().map(exchanged).unwrap_or_default();
     text += &kernels("kernels that only the controlled step has", &audit.added);
     text += &kernels("kernels that only the plain step has", &audit.removed);
     text += &placement(audit);
@@ -188,6 +203,32 @@ fn describe(audit: &Audit, steps: NonZeroU32) -> String {
         text += &format!("alias lost: {lost}\n");
     }
     text
+}
+
+/// What replicas hold and send each other.
+fn exchanged(audit: &ReplicaAudit) -> String {
+    let all = |what: &str, e: entropic::audit::Exchanged| format!("{} of {what} with {} bytes", e.launches, e.bytes);
+    let (held, before, emitted) = (audit.controlled_states, audit.plain_states, audit.emitted);
+    format!(
+        "{} replicas, each of which holds {} states of {} bytes ({} of {} without control)\n\
+         reductions over replicas as emitted: {}, {}, {}\n\
+         collectives as compiled: {} with {} bytes without control, {} with {} bytes under control; control adds {:+} and {:+} \
+         bytes\n",
+        audit.replicas,
+        held.states,
+        held.bytes,
+        before.states,
+        before.bytes,
+        all("gradients", emitted.gradients),
+        all("loss, keys and statistics of the data", emitted.other),
+        all("the controller's statistics", emitted.statistics),
+        audit.plain.launches,
+        audit.plain.bytes,
+        audit.controlled.launches,
+        audit.controlled.bytes,
+        audit.added_launches(),
+        audit.added_bytes()
+    )
 }
 
 /// Kernels by what they are made of, those of the controller alone first.

@@ -79,6 +79,45 @@ fn steps_over_a_mesh_are_compiled_for_all_of_it() {
 }
 
 #[test]
+fn what_replicas_send_each_other_is_told_apart() {
+    let at = workplace();
+    fs::copy(root().join("tests/corpus_replicas/mean_b4.hlo.pb"), at.path().join("small.hlo.pb")).unwrap();
+    fs::write(at.path().join("local.toml"), "[replicas]\nentropy_of = \"local-mean\"\n").unwrap();
+    let audit = |policy: &str| {
+        let audit = json(&succeed(at.path(), &format!("audit small.hlo.pb --target cpu --replicas 2 --json {policy}")));
+        audit["replicas"].clone()
+    };
+    let number = |of: &Value, path: &str| of.pointer(path).and_then(Value::as_i64).unwrap();
+    let exchanged =
+        |of: &Value, path: &str| [number(of, &format!("{path}/launches")), number(of, &format!("{path}/bytes"))];
+    let [global, local] = ["", "--policy local.toml"].map(audit);
+    for of in [&global, &local] {
+        assert_eq!(number(of, "/replicas"), 2);
+        // Policy numbers, state and counters come with the controller.
+        assert_eq!(number(of, "/controlled_states/states") - number(of, "/plain_states/states"), 3);
+        assert_eq!(exchanged(of, "/emitted/other"), [1, 4], "the loss");
+        let ([launches, bytes], [_, other]) = (exchanged(of, "/emitted/gradients"), exchanged(of, "/emitted/other"));
+        assert!(launches > 1 && bytes > 0);
+        assert_eq!(exchanged(of, "/plain")[1], bytes + other);
+    }
+    // The shared gradient is measured: nothing more is sent.
+    assert_eq!(exchanged(&global, "/emitted/statistics"), [0, 0]);
+    assert_eq!(exchanged(&global, "/plain"), exchanged(&global, "/controlled"));
+    // Each replica's own: 8 bytes for each tensor and 4 for the whole, at once.
+    let tensors = exchanged(&local, "/emitted/gradients")[0];
+    assert_eq!(exchanged(&local, "/emitted/statistics"), [1, 8 * tensors + 4]);
+    let [before, after] = ["/plain", "/controlled"].map(|side| exchanged(&local, side));
+    // The compiler puts it into one with the gradients'.
+    assert_eq!([after[0] - before[0], after[1] - before[1]], [0, 8 * tensors + 4]);
+    let table = succeed(at.path(), "audit small.hlo.pb --target cpu --replicas 2");
+    assert!(
+        table.contains("2 replicas, each of which holds") && table.contains("control adds +0 and +0 bytes"),
+        "{table}"
+    );
+    refused(at.path(), "audit mlp --target cpu --replicas 2 --weighting count", &["no count to weigh"]);
+}
+
+#[test]
 fn what_the_compilers_made_can_be_kept() {
     let at = workplace();
     succeed(at.path(), "audit mlp --target cpu --dump made");

@@ -22,7 +22,7 @@ use crate::document;
 /// Options of `bench`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// What to measure; all but `flags` and `launch` if nothing is named.
+    /// What to measure; all but `flags`, `launch` and `replicas` if nothing is named.
     #[arg(value_enum, value_name = "PART")]
     parts: Vec<Part>,
     /// The plugin: cpu, another name or a path for a GPU. Both sets if none is given, that of the GPU where there is one.
@@ -62,10 +62,15 @@ enum Part {
     Flags,
     /// Several steps in one launch, of each model in [`LAUNCHED`].
     Launch,
+    /// What replicas exchange for control and what comparing them takes, of the same models; for docs/devices.md.
+    Replicas,
 }
 
 /// Bundles of which several steps go into one launch: one whose steps are short, and one whose steps are not.
 const LAUNCHED: [&str; 2] = ["mlp", "gpt-nano"];
+
+/// Where the table of replicas is.
+const DEVICES: &str = "docs/devices.md";
 
 /// What is measured on one kind of device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,7 +90,13 @@ impl Part {
             Self::Start => "start",
             Self::Flags => "flags",
             Self::Launch => "launch",
+            Self::Replicas => "replicas",
         }
+    }
+
+    /// Whether it is measured on all of [`LAUNCHED`].
+    fn is_of_several_models(self) -> bool {
+        matches!(self, Self::Launch | Self::Replicas)
     }
 
     /// Rounds, and seconds that a contender takes in each.
@@ -99,6 +110,7 @@ impl Part {
             Self::Start => (10, 0.0),
             Self::Flags => (10, 0.6),
             Self::Launch => (30, 0.8),
+            Self::Replicas => (20, 0.5),
         }
     }
 }
@@ -152,7 +164,7 @@ pub(crate) fn bench(options: &Options) -> Result<()> {
         if !options.keep {
             for &part in &parts {
                 bench.forget(part)?;
-                for bench in launched.iter().filter(|_| part == Part::Launch) {
+                for bench in launched.iter().filter(|_| part.is_of_several_models()) {
                     bench.forget(part)?;
                 }
             }
@@ -160,7 +172,7 @@ pub(crate) fn bench(options: &Options) -> Result<()> {
         for part in parts {
             // One part less is better than none at all.
             let measured = match part {
-                Part::Launch => launched.iter().try_for_each(|bench| bench.measure(part)),
+                _ if part.is_of_several_models() => launched.iter().try_for_each(|bench| bench.measure(part)),
                 _ => bench.measure(part),
             };
             if let Err(error) = measured {
@@ -268,8 +280,11 @@ impl Bench<'_> {
             let about = format!("{heading} {}", told(&[(Part::Flags, flags.clone())]));
             text = document::between_markers(&text, "bench-flags", &format!("{about}\n\n{}", report::flags(&flags)))?;
         }
-        let launched = LAUNCHED.map(|model| (model, Samples::read(&Bench { model, ..*self }.file(Part::Launch))));
-        let launched: Vec<_> = launched.into_iter().filter_map(|(model, s)| Some((model, s.ok()?))).collect();
+        let of_several = |part| -> Vec<(&str, Samples)> {
+            let read = LAUNCHED.map(|model| (model, Samples::read(&Bench { model, ..*self }.file(part))));
+            read.into_iter().filter_map(|(model, samples)| Some((model, samples.ok()?))).collect()
+        };
+        let launched = of_several(Part::Launch);
         if self.set == Set::Cpu && !launched.is_empty() {
             let runs: Vec<_> = launched.iter().map(|(_, samples)| (Part::Launch, samples.clone())).collect();
             let about = format!("{}. {}", machine(), told(&runs));
@@ -279,7 +294,15 @@ impl Bench<'_> {
                 &format!("{about}\n\n{}", report::launches(&launched)),
             )?;
         }
-        document::write(&path, &text)
+        document::write(&path, &text)?;
+        let replicas = of_several(Part::Replicas);
+        if self.set == Set::Cpu && !replicas.is_empty() {
+            let path = crate::root().join(DEVICES);
+            let runs: Vec<_> = replicas.iter().map(|(_, samples)| (Part::Replicas, samples.clone())).collect();
+            let content = format!("{}. {}\n\n{}", machine(), told(&runs), report::replicas(&replicas));
+            document::write(&path, &document::between_markers(&document::read(&path)?, "bench-replicas", &content)?)?;
+        }
+        Ok(())
     }
 }
 
@@ -323,6 +346,8 @@ mod tests {
         for marker in ["bench", "bench-gpu", "bench-flags", "bench-launch"] {
             document::between_markers(&text, marker, "").unwrap();
         }
+        let text = document::read(&crate::root().join(DEVICES)).unwrap();
+        document::between_markers(&text, "bench-replicas", "").unwrap();
     }
 
     #[test]

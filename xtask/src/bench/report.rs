@@ -171,6 +171,46 @@ pub(super) fn launches(measured: &[(&str, Samples)]) -> String {
     table(&rows)
 }
 
+/// Steps from one comparison of replicas to the next, by default.
+const CHECK_EVERY: f64 = 500.0;
+
+/// What replicas exchange for control and what comparing them takes, by model.
+pub(super) fn replicas(measured: &[(&str, Samples)]) -> String {
+    let mut text = "| | step, ms | statistics of each replica's own gradients / of the shared one | more for a step, µs | that exchange \
+                    by itself, µs | a launch without it, µs | one comparison, ms | of 500 steps |\n|---|---|---|---|---|---|---|---|\n"
+        .to_owned();
+    let told = |estimate: Option<Estimate>, times: f64, digits: usize| {
+        estimate.map_or("not measured".to_owned(), |e| {
+            let [median, low, high] = [e.median, e.low, e.high].map(|value| value * times);
+            format!("{median:.digits$} ({low:.digits$} to {high:.digits$})")
+        })
+    };
+    for (model, samples) in measured {
+        for count in [2, 8] {
+            let of = |name: &str| format!("{name}-{count}");
+            let (global, local, check) = (of("global"), of("local"), of("check"));
+            let (reduce, launch) = (of("reduce"), of("launch"));
+            let cells = [
+                format!("`{model}`, {count} replicas"),
+                told(samples.time(&global), 1e3, 2),
+                told(samples.ratio(&local, &global), 1.0, 3),
+                told(samples.more_ms(&local, &global), 1e3, 0),
+                told(samples.more_ms(&reduce, &launch), 1e3, 0),
+                told(samples.time(&launch), 1e6, 0),
+                told(samples.time(&check), 1e3, 2),
+                told(samples.ratio(&check, &global), 100.0 / CHECK_EVERY, 3) + " %",
+            ];
+            text += &format!("| {} |\n", cells.join(" | "));
+        }
+    }
+    for (model, samples) in measured {
+        for note in &samples.notes {
+            text += &format!("\n- `{model}`, {note}");
+        }
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -261,6 +301,18 @@ mod tests {
         );
         assert!(text.contains("`train`: steps/s in launches of 8 / one by one | at least 1.000 | 0.750 "), "{text}");
         assert!(text.contains("held") && text.contains("**missed**"), "{text}");
+    }
+
+    #[test]
+    fn replicas_are_compared_within_their_number() {
+        let times =
+            [("global-2", 0.01), ("local-2", 0.011), ("reduce-2", 3e-4), ("launch-2", 1e-4), ("check-2", 0.002)];
+        let text = replicas(&[("mlp", round(&times))]);
+        let row = text.lines().find(|line| line.starts_with("| `mlp`, 2 replicas")).unwrap();
+        for part in ["10.00 (", "1.100 (", "1000 (", "| 200 (", "| 100 (", "2.00 (", "0.040 (0.040 to 0.040) %"] {
+            assert!(row.contains(part), "{part}: {row}");
+        }
+        assert!(text.contains("| `mlp`, 8 replicas | not measured"), "{text}");
     }
 
     #[test]
