@@ -265,6 +265,12 @@ impl Engine {
         format!("{} ({})", self.client.platform_name(), self.device.kind())
     }
 
+    /// The plugin and its version, as it tells them.
+    #[must_use]
+    pub fn plugin_version(&self) -> String {
+        format!("{}, PJRT API {}", self.client.platform_version(), self.plugin().api_version())
+    }
+
     /// The kind of platform, where this program knows it.
     #[must_use]
     pub fn kind(&self) -> Option<Platform> {

@@ -46,7 +46,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<(), WriteError> {
     file.write_all(bytes).map_err(failed)?;
     file.as_file().sync_all().map_err(failed)?;
     file.persist(path).map_err(|e| failed(e.error))?;
-    Ok(())
+    sync_folder(parent(path)).map_err(failed)
 }
 
 /// A folder under construction, beside its final place; gone on drop unless [`StagedFolder::commit`] was called.
@@ -95,6 +95,11 @@ impl StagedFolder {
         file.sync_all().map_err(failed)
     }
 
+    /// The error for a file of the folder that could not be made.
+    pub(crate) fn failed(&self, name: &str, source: io::Error) -> WriteError {
+        WriteError::Io { path: self.target.join(name), source }
+    }
+
     /// Gives the folder its final name; an old one of that name goes.
     ///
     /// # Errors
@@ -102,11 +107,12 @@ impl StagedFolder {
     /// Where the system refuses; the old folder is back in place then.
     pub fn commit(self) -> Result<(), WriteError> {
         let failed = |source| WriteError::Io { path: self.target.clone(), source };
+        sync_folder(self.staging.path()).map_err(failed)?;
         if !self.target.exists() {
             fs::rename(self.staging.path(), &self.target).map_err(failed)?;
             // The folder has moved; there is nothing left to clean up.
             let _ = self.staging.keep();
-            return Ok(());
+            return sync_folder(parent(&self.target)).map_err(failed);
         }
         let old = builder(0o777).tempdir_in(parent(&self.target)).map_err(failed)?;
         let aside = old.path().join("old");
@@ -116,8 +122,14 @@ impl StagedFolder {
             return Err(failed(source));
         }
         let _ = self.staging.keep();
-        Ok(())
+        sync_folder(parent(&self.target)).map_err(failed)
     }
+}
+
+/// Brings the names in a folder to the disk.
+pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
+    // A folder cannot be opened like this elsewhere, where the system sees to its names.
+    if cfg!(unix) { fs::File::open(path)?.sync_all() } else { Ok(()) }
 }
 
 /// The system's words alone: an error of `tempfile` also names the temporary path, which tells the user nothing.
@@ -185,10 +197,13 @@ pub(crate) fn parent(path: &Path) -> &Path {
     }
 }
 
+/// What the name of everything under construction begins with.
+pub(crate) const STAGED: &str = ".entropic-";
+
 /// `tempfile` makes private files; what gets a final name must have the permissions that the user's umask asks for.
 fn builder(mode: u32) -> Builder<'static, 'static> {
     let mut builder = Builder::new();
-    builder.prefix(".entropic-").suffix(".tmp");
+    builder.prefix(STAGED).suffix(".tmp");
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(mode));
     #[cfg(not(unix))]

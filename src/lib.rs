@@ -14,6 +14,7 @@ pub mod diff;
 pub mod engine;
 mod environment;
 pub mod explain;
+pub mod exporter;
 pub mod files;
 pub mod input;
 pub mod isolate;

@@ -276,7 +276,7 @@ fn initial_state(engine: &Engine, bundle: &Bundle, step: &TrainStep) -> Result<V
     if let (Some(init), Some(module)) = (&bundle.manifest.init, bundle.init_module()?) {
         let program = engine.compile(&module, "the initial state")?;
         let seed = Input { name: String::new(), dtype: init.seed_dtype, shape: Vec::new(), role: InputRole::State };
-        let values = run(engine, &program, std::slice::from_ref(&seed), &[vec![0; width(init.seed_dtype)]])?;
+        let values = run(engine, &program, std::slice::from_ref(&seed), &[vec![0; init.seed_dtype.width()]])?;
         advance(init.outputs.iter().map(|&i| Some(i)), values, &mut state);
     }
     Ok(state)
@@ -292,7 +292,7 @@ fn made_up_state(role: Option<StateRole>, index: u64, input: &Input) -> Vec<u8> 
         Some(StateRole::Hyperparameter) => floats(input, |_| 1e-3),
         Some(StateRole::RngKey) => {
             let bits = |i: usize| mix(SEED ^ i as u64).to_le_bytes()[0];
-            (0..elements(input) * width(input.dtype)).map(bits).collect()
+            (0..elements(input) * input.dtype.width()).map(bits).collect()
         }
         _ => floats(input, |_| 0.0),
     }
@@ -307,7 +307,7 @@ fn made_up_batch(manifest: &Manifest, index: usize, input: &Input, step: u64) ->
         return if input.shape.is_empty() { floats(input, |_| 1e-3) } else { floats(input, |i| uniform(key ^ i)) };
     }
     let vocab = data.map_or(2, |d| d.vocab).max(1);
-    let width = width(input.dtype);
+    let width = input.dtype.width();
     let integer = |i: u64| (mix(key ^ i) % vocab).to_le_bytes().into_iter().chain([0; 8]).take(width);
     (0..elements(input) as u64).flat_map(integer).collect()
 }
@@ -321,7 +321,7 @@ fn floats(input: &Input, value: impl Fn(u64) -> f64) -> Vec<u8> {
         P::F32 => values.flat_map(|v| (v as f32).to_le_bytes()).collect(),
         P::BF16 => values.flat_map(|v| half::bf16::from_f64(v).to_le_bytes()).collect(),
         P::F16 => values.flat_map(|v| half::f16::from_f64(v).to_le_bytes()).collect(),
-        _ => vec![0; elements(input) * width(input.dtype)],
+        _ => vec![0; elements(input) * input.dtype.width()],
     }
 }
 
@@ -343,9 +343,4 @@ fn uniform(key: u64) -> f64 {
 
 fn elements(input: &Input) -> usize {
     input.shape.iter().map(|&d| usize::try_from(d).unwrap_or(0)).product()
-}
-
-/// Bytes of one element on the host.
-fn width(dtype: Dtype) -> usize {
-    usize::try_from(dtype.primitive().bits().div_ceil(8)).unwrap_or(0)
 }

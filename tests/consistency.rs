@@ -16,8 +16,8 @@ use entropic::engine::Engine;
 use entropic::model::Model;
 use entropic::target::Platform;
 use entropic::train::{
-    ConsistencyCheck, Ending, IN_FLIGHT, Observer, Options, ReplicaRecord, Setup, Silent, StepRecord, Trainer,
-    run_prepared,
+    ConsistencyCheck, Ending, IN_FLIGHT, Observer, OnWriteError, Options, ReplicaRecord, Setup, Silent, StepRecord,
+    Trainer, run_prepared,
 };
 use passes::policy::ReplicasPolicy;
 use passes::{Policy, Reduction, Replicas};
@@ -29,13 +29,9 @@ use tempfile::TempDir;
 struct Recorder(Vec<(u64, ReplicaRecord)>);
 
 impl Observer for Recorder {
-    fn phase(&mut self, _: &str) {}
-    fn note(&mut self, _: &str) {}
-    fn start(&mut self, _: u64) {}
     fn step(&mut self, record: &StepRecord) {
         self.0.extend(record.replicas.clone().map(|replicas| (record.step, replicas)));
     }
-    fn finish(&mut self) {}
 }
 
 /// A run of the bundle `mlp` on two replicas, under a policy that has these lines in `[replicas]`.
@@ -67,6 +63,10 @@ impl Case {
             out: Some(folder.path().join("run")),
             started: Instant::now(),
             worker: None,
+            invocation: None,
+            checkpoints: None,
+            on_write_error: OnWriteError::Stop,
+            resume: None,
         };
         Self { options, folder }
     }

@@ -12,7 +12,7 @@ use std::sync::atomic::AtomicBool;
 
 use entropic::model::Model;
 use entropic::target::Platform;
-use entropic::train::{self, Corruption, Fault, GateReason, Observer, Options, StepRecord, Summary};
+use entropic::train::{self, Corruption, Fault, GateReason, Observer, OnWriteError, Options, StepRecord, Summary};
 use passes::Policy;
 
 /// The gate is armed when the first steep fall of the norm is over; these runs end before the default warmup does.
@@ -27,13 +27,9 @@ fn model(name: &str) -> PathBuf {
 struct Recorder(Vec<StepRecord>);
 
 impl Observer for Recorder {
-    fn phase(&mut self, _: &str) {}
-    fn note(&mut self, _: &str) {}
-    fn start(&mut self, _: u64) {}
     fn step(&mut self, record: &StepRecord) {
         self.0.push(record.clone());
     }
-    fn finish(&mut self) {}
 }
 
 /// Sentences of made-up words, common and rare ones: the same on every machine, with enough order in them to learn from.
@@ -76,6 +72,10 @@ fn train(model: &Path, policy: &str, steps: u64, corruption: Option<Corruption>)
         out: Some(folder.path().join("run")),
         started: std::time::Instant::now(),
         worker: None,
+        invocation: None,
+        checkpoints: None,
+        on_write_error: OnWriteError::Stop,
+        resume: None,
     };
     let mut recorder = Recorder::default();
     let summary = train::run(&options, &AtomicBool::new(false), &mut recorder)

@@ -110,8 +110,7 @@ impl Subject {
 
     /// What differs between launches of K steps and K launches, if anything does.
     fn difference(&self) -> Option<String> {
-        let [single, fused] =
-            [&self.module, &self.fused()].map(|module| Compiled::with(module, Contraction::Allowed));
+        let [single, fused] = [&self.module, &self.fused()].map(|module| Compiled::with(module, Contraction::Allowed));
         let (mut one, mut many) = (self.inputs.clone(), self.inputs.clone());
         for launch in 0..LAUNCHES {
             let first = launch * K;

@@ -37,7 +37,8 @@ use crate::step::{State, StateRole, TrainStep, Value};
 use crate::values::{materialise, readers, replace_outputs, scalar};
 
 /// How a step is made data-parallel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Replicas {
     /// How many replicas there are.
     pub count: NonZeroU32,

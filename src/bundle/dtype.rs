@@ -2,6 +2,7 @@
 
 use hlo::PrimitiveType;
 use pjrt::ElementType;
+use safetensors::Dtype as Safe;
 use serde::{Deserialize, Serialize};
 
 /// An element type as a manifest names it (`float32`, `bool`, `float8_e4m3fn`).
@@ -40,7 +41,48 @@ const NAMES: &[(&str, PrimitiveType)] = &[
     ("float4_e2m1fn", PrimitiveType::F4E2M1FN),
 ];
 
+/// The type in a safetensors file and XLA's. What is missing there has no name in that format.
+const SAFETENSORS: &[(Safe, PrimitiveType)] = &[
+    (Safe::BOOL, PrimitiveType::PRED),
+    (Safe::U8, PrimitiveType::U8),
+    (Safe::I8, PrimitiveType::S8),
+    (Safe::U16, PrimitiveType::U16),
+    (Safe::I16, PrimitiveType::S16),
+    (Safe::U32, PrimitiveType::U32),
+    (Safe::I32, PrimitiveType::S32),
+    (Safe::U64, PrimitiveType::U64),
+    (Safe::I64, PrimitiveType::S64),
+    (Safe::F16, PrimitiveType::F16),
+    (Safe::BF16, PrimitiveType::BF16),
+    (Safe::F32, PrimitiveType::F32),
+    (Safe::F64, PrimitiveType::F64),
+    (Safe::C64, PrimitiveType::C64),
+    (Safe::F8_E4M3, PrimitiveType::F8E4M3FN),
+    (Safe::F8_E4M3FNUZ, PrimitiveType::F8E4M3FNUZ),
+    (Safe::F8_E5M2, PrimitiveType::F8E5M2),
+    (Safe::F8_E5M2FNUZ, PrimitiveType::F8E5M2FNUZ),
+    (Safe::F8_E8M0, PrimitiveType::F8E8M0FNU),
+];
+
 impl Dtype {
+    /// The dtype of an array in a safetensors file; `None` for what no array in a manifest can have.
+    #[must_use]
+    pub fn from_safetensors(dtype: Safe) -> Option<Self> {
+        SAFETENSORS.iter().find(|&&(s, _)| s == dtype).map(|&(_, p)| Self(p))
+    }
+
+    /// Its name in a safetensors file; `None` where the format has none.
+    #[must_use]
+    pub fn safetensors(self) -> Option<Safe> {
+        SAFETENSORS.iter().find(|&&(_, p)| p == self.0).map(|&(s, _)| s)
+    }
+
+    /// Bytes of one element on the host.
+    #[must_use]
+    pub fn width(self) -> usize {
+        usize::try_from(self.0.bits().div_ceil(8)).unwrap_or(0)
+    }
+
     /// The dtype of an XLA element type; `None` for what no array in a manifest can have.
     #[must_use]
     pub fn from_primitive(primitive: PrimitiveType) -> Option<Self> {

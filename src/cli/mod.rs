@@ -30,10 +30,13 @@ Exit codes:
   0    done
   1    failed, refused, or a check that did not hold
   2    the command line is wrong
-  130  interrupted; what was done so far is on disk
+  130  interrupted (SIGINT, SIGTERM, SIGHUP); training has written a checkpoint, and --resume goes on from it
 
 MODEL is a bundle (a folder with a manifest.json) or a file with a bare module: a serialized HloModuleProto, HLO text
 as XLA prints it, StableHLO (text or bytecode), or what jax.export serializes.";
+
+/// The exit code of a command that was interrupted.
+const INTERRUPTED: u8 = 130;
 
 /// Entropy control for JAX-exported train steps.
 #[derive(Debug, Parser)]
@@ -87,14 +90,14 @@ impl Reading {
 struct Replicating {
     /// Let so many devices train together: each runs the step at its own batch size on data of its own, and gradients
     /// become one before clipping and weight decay.
-    #[arg(long, value_name = "N", default_value = "1")]
+    #[arg(long, value_name = "N", default_value = "1", requires = "model")]
     replicas: NonZeroU32,
     /// How the gradients of all replicas become one: their mean, for a loss that is a mean over examples, or their sum.
-    #[arg(long, value_name = "mean|sum", default_value = "mean", value_parser = reduction())]
+    #[arg(long, value_name = "mean|sum", default_value = "mean", value_parser = reduction(), requires = "model")]
     reduction: Reduction,
     /// What a replica counts for in a mean, where the loss is divided by a count that the data decides, such as tokens that
     /// are not masked: as much as that count, or as much as any other.
-    #[arg(long, value_name = "count|equal", value_parser = weighting())]
+    #[arg(long, value_name = "count|equal", value_parser = weighting(), requires = "model")]
     weighting: Option<Weighting>,
 }
 
@@ -154,7 +157,7 @@ impl From<Outcome> for ExitCode {
         match outcome {
             Outcome::Done => Self::SUCCESS,
             Outcome::Differs => Self::FAILURE,
-            Outcome::Interrupted => Self::from(130),
+            Outcome::Interrupted => Self::from(INTERRUPTED),
         }
     }
 }

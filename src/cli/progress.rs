@@ -17,6 +17,8 @@ pub(super) struct Progress {
     terminal: bool,
     steps: u64,
     refused: u64,
+    /// Steps that were done before the run went on.
+    done_before: u64,
     start: Instant,
     last_line: Instant,
 }
@@ -24,13 +26,22 @@ pub(super) struct Progress {
 impl Progress {
     pub(super) fn new() -> Self {
         let now = Instant::now();
-        Self { bar: None, terminal: std::io::stderr().is_terminal(), steps: 0, refused: 0, start: now, last_line: now }
+        let terminal = std::io::stderr().is_terminal();
+        Self { bar: None, terminal, steps: 0, refused: 0, done_before: 0, start: now, last_line: now }
+    }
+
+    /// Prints a line, above the bar where there is one.
+    fn say(&self, line: &str) {
+        match &self.bar {
+            Some(bar) => bar.println(line),
+            None => eprintln!("{line}"),
+        }
     }
 
     fn line(&self, record: &StepRecord) {
         let done = record.step + 1;
         let elapsed = self.start.elapsed().as_secs_f64();
-        let rate = done as f64 / elapsed.max(1e-9);
+        let rate = done.saturating_sub(self.done_before) as f64 / elapsed.max(1e-9);
         let left = self.steps.saturating_sub(done) as f64 / rate;
         eprintln!("step {done}/{}  {}  {rate:.1} steps/s  ETA {left:.0} s", self.steps, describe(record, self.refused));
     }
@@ -45,13 +56,19 @@ impl Observer for Progress {
         eprintln!("{what}");
     }
 
-    fn start(&mut self, steps: u64) {
+    fn warn(&mut self, what: &str) {
+        self.say(&format!("warning: {what}"));
+    }
+
+    fn start(&mut self, done: u64, steps: u64) {
         self.steps = steps;
+        self.done_before = done;
         self.start = Instant::now();
         self.last_line = self.start;
         if self.terminal {
             let style = ProgressStyle::with_template("{bar:24} {pos}/{len}  {msg}  {per_sec}  ETA {eta}");
-            let bar = ProgressBar::new(steps);
+            let bar = ProgressBar::new(steps).with_position(done);
+            bar.reset_eta();
             self.bar = Some(match style {
                 Ok(style) => bar.with_style(style),
                 Err(_) => bar,

@@ -8,6 +8,7 @@ mod arrays;
 mod files;
 mod order;
 mod parts;
+mod sum;
 mod text;
 
 use std::io;

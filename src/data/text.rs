@@ -54,6 +54,13 @@ impl Corpus {
         self.len
     }
 
+    /// SHA-256 of all text, in lower-case hexadecimal; of more than a gibibyte, of evenly spread parts of it. Names of files do
+    /// not count.
+    #[must_use]
+    pub fn sha256(&self) -> String {
+        super::sum::sum(self.files.iter().map(|file| file.bytes.as_slice()))
+    }
+
     /// Never: an empty corpus is refused when it is opened.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -200,6 +200,15 @@ impl BatchMaker {
         Ok(mean.is_finite().then_some(mean))
     }
 
+    /// SHA-256 of the data, see [`Corpus::sha256`] and [`Examples::sha256`].
+    #[must_use]
+    pub fn sha256(&self) -> String {
+        match &self.source {
+            Source::Text { split, .. } => split.corpus().sha256(),
+            Source::Arrays(examples) => examples.sha256(),
+        }
+    }
+
     /// The data, for the record of the run.
     pub(super) fn describe(&self, paths: &[PathBuf]) -> DataDescription {
         let paths = paths.iter().map(|p| p.display().to_string()).collect();

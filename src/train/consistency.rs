@@ -68,7 +68,7 @@ struct HeldState {
 }
 
 /// What one check costs, as far as is known before it was done.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct CheckCost {
     /// Bytes that each device reads.
     pub bytes: u64,
@@ -156,7 +156,7 @@ pub struct ReplicaRecord {
 }
 
 /// What the checks of a run came to.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Consistency {
     /// Steps from one check to the next; there is one before the first step and one after the last, too.
     pub check_every: u64,
@@ -193,6 +193,19 @@ impl Consistency {
             replica_mismatches_total: 0,
             replica_copies_total: 0,
             first_mismatch: None,
+        }
+    }
+
+    /// Of a run that goes on after these checks.
+    pub(super) fn after(check: &ConsistencyCheck, before: Option<&Self>) -> Self {
+        let Some(before) = before else { return Self::new(check) };
+        Self {
+            seconds_per_check: before.seconds_per_check,
+            replica_checks_total: before.replica_checks_total,
+            replica_mismatches_total: before.replica_mismatches_total,
+            replica_copies_total: before.replica_copies_total,
+            first_mismatch: before.first_mismatch.clone(),
+            ..Self::new(check)
         }
     }
 

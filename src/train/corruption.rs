@@ -15,7 +15,8 @@ use crate::data::{below, mix};
 const SALT: u64 = 0x636f_7272_7570_7421;
 
 /// The share of batches that are spoilt: above 0, at most 1.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "f64")]
 pub struct Share(f64);
 
 /// A number that is no share of batches.
@@ -37,11 +38,15 @@ impl FromStr for Share {
     type Err = ShareError;
 
     fn from_str(text: &str) -> Result<Self, ShareError> {
-        text.parse()
-            .ok()
-            .filter(|&share| share > 0.0 && share <= 1.0)
-            .map(Self)
-            .ok_or_else(|| ShareError(text.to_owned()))
+        text.parse().ok().and_then(|share: f64| Self::try_from(share).ok()).ok_or_else(|| ShareError(text.to_owned()))
+    }
+}
+
+impl TryFrom<f64> for Share {
+    type Error = ShareError;
+
+    fn try_from(share: f64) -> Result<Self, ShareError> {
+        if share > 0.0 && share <= 1.0 { Ok(Self(share)) } else { Err(ShareError(share.to_string())) }
     }
 }
 
@@ -82,7 +87,7 @@ impl fmt::Display for Fault {
 ///
 /// Steps come in stretches of 1/share, and in each of them one step is hit, at a place drawn from the seed. So the share is
 /// met by runs of any length, and faults take turns.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Corruption {
     /// The share of batches.
     pub share: Share,

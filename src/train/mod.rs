@@ -6,9 +6,13 @@
 //! policy, data and seed.
 
 mod batch;
+pub mod checkpoint;
 mod consistency;
 mod corruption;
+mod invocation;
+mod metrics_file;
 mod record;
+mod resume;
 mod run_folder;
 mod setup;
 mod stepper;
@@ -27,15 +31,20 @@ use crate::data::DataError;
 use crate::engine::EngineError;
 use crate::files::WriteError;
 
+use checkpoint::CheckpointError;
+
 pub use batch::{BatchArray, BatchMaker, decode_scalar, upload};
+pub use checkpoint::Written;
 pub use consistency::{
     CheckCost, Consistency, ConsistencyCheck, ConsistencyError, Differing, Found, Mismatch, PendingCheck, ReplicaRecord,
 };
 pub use corruption::{Corruption, Fault, Share, ShareError};
+pub use invocation::{Invocation, PrepareError};
 pub use record::{ControlRecord, GateReason, RollbackRecord, StepRecord};
+pub use resume::{Checkpointing, OnWriteError, Resume, ResumeError};
 pub use run_folder::{FORMAT_VERSION as RUN_FORMAT_VERSION, RunFolder, RunFolderError};
 pub use setup::{ControllerArray, InitialState, Options, Setup, TelemetryReader, controller_arrays};
-pub use stepper::{Evaluator, Launched, State, StepProgram, Stepper};
+pub use stepper::{Evaluator, Launched, State, StateCopy, StepProgram, Stepper};
 pub use summary::{Ending, Gates, Summary};
 pub use trainer::Trainer;
 
@@ -97,33 +106,37 @@ pub enum TrainError {
     /// A file of the run.
     #[error(transparent)]
     Write(#[from] WriteError),
+    /// A checkpoint, where the run is to end if one cannot be written.
+    #[error("{0}; --on-write-error continue goes on without it")]
+    Checkpoint(CheckpointError),
+    /// The run cannot go on.
+    #[error(transparent)]
+    Resume(#[from] ResumeError),
 }
 
 /// Told what happens while it happens.
 pub trait Observer {
     /// A phase before or after the steps begins.
-    fn phase(&mut self, what: &str);
+    fn phase(&mut self, _what: &str) {}
     /// Something about the run that its reader should know, before the steps.
-    fn note(&mut self, what: &str);
-    /// The steps begin.
-    fn start(&mut self, steps: u64);
+    fn note(&mut self, _what: &str) {}
+    /// Something that went wrong and does not end the run.
+    fn warn(&mut self, _what: &str) {}
+    /// The steps begin, or go on: `done` of `steps` are done.
+    fn start(&mut self, _done: u64, _steps: u64) {}
     /// A step was read.
-    fn step(&mut self, record: &StepRecord);
+    fn step(&mut self, _record: &StepRecord) {}
+    /// A checkpoint was written, or could not be.
+    fn checkpoint(&mut self, _written: &Written) {}
     /// No more steps follow.
-    fn finish(&mut self);
+    fn finish(&mut self) {}
 }
 
 /// An observer that looks away.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Silent;
 
-impl Observer for Silent {
-    fn phase(&mut self, _: &str) {}
-    fn note(&mut self, _: &str) {}
-    fn start(&mut self, _: u64) {}
-    fn step(&mut self, _: &StepRecord) {}
-    fn finish(&mut self) {}
-}
+impl Observer for Silent {}
 
 /// Trains: runs the steps, evaluates the states after and before them, and leaves a run folder behind.
 ///
@@ -154,16 +167,17 @@ pub fn run_prepared(
         observer.note(&check.told());
     }
     let begin = trainer.compare_at_start()?;
-    observer.start(options.steps);
+    observer.start(trainer.next(), options.steps);
     let start = Instant::now();
     let ending = match begin {
         Some(ending) => Ok(ending),
-        None => trainer.train(options.steps, interrupt, observer),
+        None => trainer.train(options.steps.saturating_sub(trainer.next()), interrupt, observer),
     };
     let seconds = start.elapsed();
     observer.finish();
     let ending = ending?;
     let ending = trainer.compare_at_end()?.unwrap_or(ending);
+    trainer.last_checkpoint(ending, observer)?;
 
     observer.phase("evaluating");
     let held_out_after = trainer.held_out_loss()?;

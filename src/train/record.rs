@@ -117,7 +117,7 @@ fn not_finite_are_null<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<
 }
 
 /// Why an update was refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum GateReason {
     /// Some gradient held NaN or infinity.
@@ -132,6 +132,25 @@ pub enum GateReason {
     EntropyHigh,
     /// The controller does not say.
     Other,
+}
+
+impl GateReason {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::NonFinite, Self::LossScale, Self::Norm, Self::EntropyLow, Self::EntropyHigh, Self::Other];
+
+    /// Its name in `metrics.jsonl`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NonFinite => "non-finite",
+            Self::LossScale => "loss-scale",
+            Self::Norm => "norm",
+            Self::EntropyLow => "entropy-low",
+            Self::EntropyHigh => "entropy-high",
+            Self::Other => "other",
+        }
+    }
 }
 
 impl From<Telemetry> for ControlRecord {

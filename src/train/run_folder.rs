@@ -9,23 +9,24 @@
 //! Every JSON document carries a `format_version`; that of `metrics.jsonl` is in `run.json`.
 
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use passes::Policy;
 use serde::Serialize;
 use thiserror::Error;
 
-use super::{Corruption, StepRecord, Summary};
-use crate::files::{self, WriteError};
+use super::metrics_file::MetricsFile;
+use super::{Corruption, Invocation, StepRecord, Summary};
+use crate::files::{self, STAGED, WriteError};
 
 /// The version of `run.json`, `metrics.jsonl` and `summary.json`.
 pub const FORMAT_VERSION: u32 = 1;
 
-/// Lines of `metrics.jsonl` reach the disk at least this often.
-const FLUSH_EVERY: Duration = Duration::from_secs(1);
+const RUN: &str = "run.json";
+const METRICS: &str = "metrics.jsonl";
+const SUMMARY: &str = "summary.json";
 
 /// Where runs go that were given no folder.
 const DEFAULT_ROOT: &str = "runs";
@@ -34,8 +35,8 @@ const DEFAULT_ROOT: &str = "runs";
 #[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
-    metrics: BufWriter<File>,
-    flushed: Instant,
+    metrics: MetricsFile,
+    lost: u64,
 }
 
 /// What ran.
@@ -56,6 +57,8 @@ pub(super) struct RunDescription<'a> {
     /// Replicas that share each global batch.
     pub(super) replicas: NonZeroU32,
     pub(super) corruption: Option<&'a Corruption>,
+    /// How it was asked for.
+    pub(super) invocation: Option<&'a Invocation>,
     pub(super) loss_unit: &'a str,
     pub(super) data: DataDescription,
     pub(super) plugin: PluginDescription,
@@ -87,7 +90,10 @@ pub enum RunFolderError {
         source: io::Error,
     },
     /// The folder has content.
-    #[error("the run folder {} is not empty; choose another one with --out, a run never mixes with what is there", path.display())]
+    #[error(
+        "the run folder {} is not empty; choose another one with --out, a run never mixes with what is there (--resume goes on \
+         with a run)", path.display()
+    )]
     Occupied {
         /// The folder.
         path: PathBuf,
@@ -108,6 +114,14 @@ pub enum RunFolderError {
     Write(#[from] WriteError),
 }
 
+impl RunFolderError {
+    /// Whether a part of the record is lost, rather than late.
+    #[must_use]
+    pub fn loses_record(&self) -> bool {
+        !matches!(self, Self::Metrics { source, .. } if !MetricsFile::is_overfull(source))
+    }
+}
+
 impl RunFolder {
     /// Creates the folder `given`, or the next free `runs/NAME-NNN`.
     ///
@@ -119,9 +133,36 @@ impl RunFolder {
             Some(path) => empty_folder(path)?,
             None => next_folder(Path::new(DEFAULT_ROOT), name)?,
         };
-        let file = path.join("metrics.jsonl");
-        let metrics = File::create_new(&file).map_err(|source| RunFolderError::Metrics { path: file, source })?;
-        Ok(Self { path, metrics: BufWriter::new(metrics), flushed: Instant::now() })
+        let file = path.join(METRICS);
+        let metrics = MetricsFile::create(&file).map_err(|source| RunFolderError::Metrics { path: file, source })?;
+        Ok(Self { path, metrics, lost: 0 })
+    }
+
+    /// Opens the folder of a run that goes on from where `metrics.jsonl` had so many bytes.
+    ///
+    /// # Errors
+    ///
+    /// Where another process trains the run, or the folder cannot be written to.
+    pub fn reopen(path: &Path, metrics_bytes: u64) -> Result<Self, RunFolderError> {
+        let file = path.join(METRICS);
+        let metrics = MetricsFile::reopen(&file, metrics_bytes)
+            .map_err(|source| RunFolderError::Metrics { path: file, source })?;
+        // It says how the run ended, which it has not.
+        let summary = path.join(SUMMARY);
+        match fs::remove_file(&summary) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(WriteError::Io { path: summary, source }.into());
+            }
+            _ => {}
+        }
+        let lost = metrics_bytes.saturating_sub(metrics.len());
+        Ok(Self { path: path.to_owned(), metrics, lost })
+    }
+
+    /// Bytes of `metrics.jsonl` that should be there from before the run went on, and are not.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.lost
     }
 
     /// Where it is.
@@ -132,7 +173,7 @@ impl RunFolder {
 
     /// Writes `run.json`.
     pub(super) fn describe(&self, run: &RunDescription<'_>) -> Result<(), RunFolderError> {
-        self.document("run.json", run)
+        self.document(RUN, run)
     }
 
     /// Appends a step to `metrics.jsonl`.
@@ -141,14 +182,29 @@ impl RunFolder {
     ///
     /// Where the file cannot be written.
     pub fn record(&mut self, record: &StepRecord) -> Result<(), RunFolderError> {
-        serde_json::to_writer(&mut self.metrics, record)?;
-        let written = self.metrics.write_all(b"\n");
-        let due = self.flushed.elapsed() >= FLUSH_EVERY;
-        written.and_then(|()| if due { self.metrics.flush() } else { Ok(()) }).map_err(|e| self.metrics_error(e))?;
-        if due {
-            self.flushed = Instant::now();
-        }
-        Ok(())
+        let line = serde_json::to_vec(record)?;
+        self.metrics.append(&line).map_err(|e| self.metrics_error(e))
+    }
+
+    /// Whether no line of `metrics.jsonl` waits to be written.
+    #[must_use]
+    pub fn is_written(&self) -> bool {
+        self.metrics.is_written()
+    }
+
+    /// Bytes of `metrics.jsonl`, once all that was recorded is in it.
+    #[must_use]
+    pub fn metrics_bytes(&self) -> u64 {
+        self.metrics.len()
+    }
+
+    /// Hands all of `metrics.jsonl` to the system, and returns a handle that brings it to the disk.
+    ///
+    /// # Errors
+    ///
+    /// Where the file cannot be written.
+    pub fn metrics_handle(&mut self) -> Result<File, RunFolderError> {
+        self.metrics.flush().and_then(|()| self.metrics.handle()).map_err(|e| self.metrics_error(e))
     }
 
     /// Brings all of `metrics.jsonl` to the disk.
@@ -157,7 +213,7 @@ impl RunFolder {
     ///
     /// Where the file cannot be written.
     pub fn flush(&mut self) -> Result<(), RunFolderError> {
-        self.metrics.flush().and_then(|()| self.metrics.get_ref().sync_all()).map_err(|e| self.metrics_error(e))
+        self.metrics_handle()?.sync_all().map_err(|e| self.metrics_error(e))
     }
 
     /// Writes `summary.json`.
@@ -166,7 +222,7 @@ impl RunFolder {
     ///
     /// Where the file cannot be written.
     pub fn summary(&self, summary: &Summary) -> Result<(), RunFolderError> {
-        self.document("summary.json", summary)
+        self.document(SUMMARY, summary)
     }
 
     fn document(&self, name: &str, value: &impl Serialize) -> Result<(), RunFolderError> {
@@ -176,15 +232,22 @@ impl RunFolder {
     }
 
     fn metrics_error(&self, source: io::Error) -> RunFolderError {
-        RunFolderError::Metrics { path: self.path.join("metrics.jsonl"), source }
+        RunFolderError::Metrics { path: self.path.join(METRICS), source }
     }
 }
 
 fn empty_folder(path: &Path) -> Result<PathBuf, RunFolderError> {
     let failed = |source| RunFolderError::Create { path: path.to_owned(), source };
     fs::create_dir_all(path).map_err(failed)?;
-    if fs::read_dir(path).map_err(failed)?.next().is_some() {
-        return Err(RunFolderError::Occupied { path: path.to_owned() });
+    for entry in fs::read_dir(path).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name();
+        // What a run leaves that was killed before its first word.
+        let left = name.to_str().is_some_and(|name| name.starts_with(STAGED))
+            || (name == METRICS && entry.metadata().map_err(failed)?.len() == 0);
+        if !left {
+            return Err(RunFolderError::Occupied { path: path.to_owned() });
+        }
     }
     Ok(path.to_owned())
 }
@@ -221,7 +284,10 @@ mod tests {
     fn a_folder_with_content_is_refused() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("deep").join("run");
+        // What a run left that was killed before its first word is no content.
         drop(RunFolder::create(Some(&path), "x").unwrap());
+        drop(RunFolder::create(Some(&path), "x").unwrap());
+        fs::write(path.join("run.json"), "{}").unwrap();
         let error = RunFolder::create(Some(&path), "x").unwrap_err().to_string();
         assert!(error.contains("not empty"), "{error}");
     }

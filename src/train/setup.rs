@@ -3,8 +3,10 @@
 //! What is cheap to refuse is refused first: data before the plugin, the plugin before a compilation. The run
 //! folder comes last, so that a run that cannot start leaves nothing behind.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroU32;
-use std::path::PathBuf;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::thread::{self, ScopedJoinHandle};
 use std::time::Instant;
 
@@ -16,13 +18,16 @@ use passes::{ControllerLayout, Policy, PolicyError};
 use pjrt::{Buffer, Executable, ExecuteOptions, NamedValue};
 
 use super::batch::BatchMaker;
+use super::checkpoint::{Array, Checkpoint, Fingerprint, Machine, Store, Tallies, Writer};
 use super::consistency::ConsistencyCheck;
 use super::corruption::Corruption;
+use super::invocation::Invocation;
+use super::resume::{Checkpointing, OnWriteError, Resume, ResumeError};
 use super::run_folder::{FORMAT_VERSION, PluginDescription, RunDescription, RunFolder};
 use super::stepper::{Evaluator, State, StepProgram, Stepper, device};
 use super::{ControlRecord, Observer, TrainError};
-use crate::bundle::manifest::{Launch, OutputRole};
-use crate::bundle::{Bundle, Dtype, check};
+use crate::bundle::manifest::{Input, InputRole, Launch, OutputRole};
+use crate::bundle::{Bundle, Dtype, Manifest, check};
 use crate::cache::CompileCache;
 use crate::engine::{Engine, EngineError};
 use crate::files;
@@ -53,6 +58,14 @@ pub struct Options {
     pub cache: Option<CompileCache>,
     /// The run's folder; the next free one below `runs` if there is none given.
     pub out: Option<PathBuf>,
+    /// How the run was asked for, to be written down, so that it can go on after an early end.
+    pub invocation: Option<Invocation>,
+    /// When checkpoints are written, if they are.
+    pub checkpoints: Option<Checkpointing>,
+    /// What becomes of the run where its record or a checkpoint cannot be written.
+    pub on_write_error: OnWriteError,
+    /// The run that goes on, where it is not a new one.
+    pub resume: Option<Resume>,
     /// When the program was started, from where the time to the first step is counted.
     pub started: Instant,
     /// Compiles in such child processes, see [`Engine::isolated`].
@@ -84,6 +97,12 @@ pub struct Setup {
     pub telemetry: Option<TelemetryReader>,
     /// Compares what replicas hold, where there are several and the policy asks for it.
     pub consistency: Option<ConsistencyCheck>,
+    /// Writes checkpoints, where they are asked for.
+    pub checkpoints: Option<Checkpoints>,
+    /// What becomes of the run where its record or a checkpoint cannot be written.
+    pub on_write_error: OnWriteError,
+    /// What the run came to before, where it goes on.
+    pub before: Option<(u64, Tallies)>,
 }
 
 /// Makes the state that a run begins with, the same one whenever it is asked.
@@ -135,6 +154,11 @@ pub struct TelemetryReader {
 }
 
 impl TelemetryReader {
+    /// Names of the tensors whose gradients are measured, in the order of what is read.
+    pub fn tensors(&self) -> impl Iterator<Item = &str> {
+        self.layout.tensors.iter().map(|tensor| tensor.name.as_str())
+    }
+
     /// Reads it out of what a step reports.
     ///
     /// # Errors
@@ -192,7 +216,8 @@ impl Setup {
             (None, Some(controller)) => controller.policy.replicas.clone(),
             (None, None) => ReplicasPolicy::default(),
         };
-        let (step, rest, evaluate, make_state, consistency) = thread::scope(|scope| {
+        let (step, rest, evaluate, make_state, consistency, data_sha256) = thread::scope(|scope| {
+            let data_sha256 = scope.spawn(|| Ok::<_, EngineError>(batches.sha256()));
             let consistency = scope.spawn(|| ConsistencyCheck::new(&engine, bundle, &replicas));
             let evaluate = eval_module.as_ref().map(|m| scope.spawn(|| engine.compile(m, "the evaluation")));
             let make_state = scope.spawn(|| engine.compile_spread(&init_module, "the initial state"));
@@ -203,9 +228,29 @@ impl Setup {
             });
             let evaluate = evaluate.map(|thread| joined(thread, "the evaluation")).transpose();
             let consistency = joined(consistency, "the comparison of replicas");
-            (step, rest.transpose(), evaluate, joined(make_state, "the initial state"), consistency)
+            let data_sha256 = joined(data_sha256, "the checksum of the data");
+            (step, rest.transpose(), evaluate, joined(make_state, "the initial state"), consistency, data_sha256)
         });
         let (step, rest, evaluate, make_state, mut consistency) = (step?, rest?, evaluate?, make_state?, consistency?);
+        let policy = manifest.controller.as_ref().map(|c| options.policy.as_ref().unwrap_or(&c.policy));
+        let fingerprint = Fingerprint {
+            module_sha256: files::sha256_hex(&options.bundle.module.export()),
+            policy: policy.cloned(),
+            data_sha256: data_sha256?,
+            seed: options.seed,
+            replicas: manifest.launch.replicas,
+            corruption: options.corruption,
+            machine: Machine {
+                device: engine.platform(),
+                plugin: engine.plugin_version(),
+                threads: thread::available_parallelism().map_or(1, usize::from),
+            },
+        };
+        if let Some(resume) = &options.resume {
+            for difference in resume.compare(&fingerprint)? {
+                observer.warn(&format!("{difference}: the run goes on, and not as one that was never interrupted"));
+            }
+        }
         if let Some(check) = &mut consistency {
             // What a compiler counts of a loop is not told apart from what it counts of one round.
             let single = manifest.launch.steps == NonZeroU32::MIN;
@@ -225,9 +270,11 @@ impl Setup {
         let seeds = seeds.collect::<Result<_, _>>()?;
         let initial = InitialState { executable: make_state, seeds, inputs: init.outputs.clone() };
         let mut states: Vec<State> = devices.clone().map(|_| manifest.inputs.iter().map(|_| None).collect()).collect();
-        initial.make_into(&mut states)?;
-        if let Some(controller) = &manifest.controller {
-            let policy = options.policy.as_ref().unwrap_or(&controller.policy);
+        let found = options.resume.as_ref().and_then(|resume| resume.found.as_ref());
+        if found.is_none() {
+            initial.make_into(&mut states)?;
+        }
+        if let (Some(controller), Some(policy)) = (&manifest.controller, policy) {
             for array in controller_arrays(&controller.layout, policy)? {
                 for (device, state) in devices.clone().zip(&mut states) {
                     if let Some(slot) = state.get_mut(array.input) {
@@ -235,6 +282,9 @@ impl Setup {
                     }
                 }
             }
+        }
+        if let Some(found) = found {
+            restore(&engine, manifest, &mut states, &found.checkpoint, &found.path)?;
         }
         reached("initial state launched");
         let stepper = Stepper::spread(step, manifest, states)?;
@@ -250,7 +300,19 @@ impl Setup {
         });
 
         let loss_unit = manifest.data.as_ref().map(|data| data.loss_unit.clone()).unwrap_or_default();
-        let folder = RunFolder::create(options.out.as_deref(), &manifest.name)?;
+        let folder = match &options.resume {
+            Some(resume) => {
+                let metrics_bytes = resume.found.as_ref().map_or(0, |found| found.checkpoint.metrics_bytes);
+                let folder = RunFolder::reopen(&resume.folder, metrics_bytes)?;
+                if folder.lost() > 0 {
+                    let lost = folder.lost();
+                    observer
+                        .warn(&format!("the record of the run lacks {lost} bytes that were in it at the checkpoint"));
+                }
+                folder
+            }
+            None => RunFolder::create(options.out.as_deref(), &manifest.name)?,
+        };
         folder.describe(&RunDescription {
             format_version: FORMAT_VERSION,
             program: env!("CARGO_PKG_NAME"),
@@ -258,13 +320,14 @@ impl Setup {
             model: &manifest.name,
             model_path: bundle.folder.display().to_string(),
             module_sha256: files::sha256_hex(&bundle.module.export()),
-            policy: manifest.controller.as_ref().map(|c| options.policy.as_ref().unwrap_or(&c.policy)),
+            policy,
             tensors: telemetry.iter().flat_map(|t| &t.layout.tensors).map(|t| t.name.as_str()).collect(),
             seed: options.seed,
             steps: options.steps,
             steps_per_launch: manifest.launch.steps,
             replicas: manifest.launch.replicas,
             corruption: options.corruption.as_ref(),
+            invocation: options.invocation.as_ref(),
             loss_unit: &loss_unit,
             data: batches.describe(&options.data),
             plugin: PluginDescription {
@@ -274,8 +337,99 @@ impl Setup {
             },
         })?;
         reached("run folder made");
-        Ok(Self { engine, stepper, rest, initial, evaluator, batches, folder, loss_unit, loss, telemetry, consistency })
+        let checkpoints = options.checkpoints.map(|checkpointing| {
+            let store = Store::new(folder.path(), checkpointing.keep);
+            Checkpoints::new(checkpointing, store, manifest, fingerprint)
+        });
+        let before = found.map(|found| {
+            let Checkpoint { step, mut tallies, .. } = found.checkpoint.clone();
+            tallies.resumed_from.push(step);
+            (step, tallies)
+        });
+        Ok(Self {
+            engine,
+            stepper,
+            rest,
+            initial,
+            evaluator,
+            batches,
+            folder,
+            loss_unit,
+            loss,
+            telemetry,
+            consistency,
+            checkpoints,
+            on_write_error: options.on_write_error,
+            before,
+        })
     }
+}
+
+/// What writes the checkpoints of a run.
+#[derive(Debug)]
+pub struct Checkpoints {
+    /// When.
+    pub(super) when: Checkpointing,
+    pub(super) writer: Option<Writer>,
+    pub(super) fingerprint: Fingerprint,
+    /// Numbers of the inputs that go into a checkpoint.
+    pub(super) inputs: Vec<usize>,
+    /// These arrays, without elements.
+    pub(super) arrays: Vec<Array>,
+}
+
+impl Checkpoints {
+    /// Whether there is one after these steps.
+    pub(super) fn is_due(&self, steps: &Range<u64>) -> bool {
+        let every = self.when.every.get();
+        steps.end / every > steps.start / every
+    }
+
+    fn new(when: Checkpointing, store: Store, manifest: &Manifest, fingerprint: Fingerprint) -> Self {
+        let (inputs, arrays) = saved(manifest).unzip();
+        Self { when, writer: Some(Writer::new(store)), fingerprint, inputs, arrays }
+    }
+}
+
+/// What goes into a checkpoint: all that is on the device from step to step but the numbers of the policy, which the run is given
+/// anew. Arrays are without elements.
+fn saved(manifest: &Manifest) -> impl Iterator<Item = (usize, Array)> + '_ {
+    let kept = |input: &Input| !matches!(input.role, InputRole::Batch | InputRole::Policy);
+    manifest.inputs.iter().enumerate().filter(move |(_, input)| kept(input)).map(|(number, input)| {
+        let array = Array {
+            name: input.name.clone(),
+            controller: input.role == InputRole::Control,
+            dtype: input.dtype,
+            shape: input.shape.clone(),
+            bytes: Vec::new(),
+        };
+        (number, array)
+    })
+}
+
+/// Puts the arrays of a checkpoint on all devices.
+fn restore(
+    engine: &Engine,
+    manifest: &Manifest,
+    states: &mut [State],
+    checkpoint: &Checkpoint,
+    path: &Path,
+) -> Result<(), TrainError> {
+    let by_name: BTreeMap<&str, &Array> = checkpoint.arrays.iter().map(|array| (array.name.as_str(), array)).collect();
+    for (input, wanted) in saved(manifest) {
+        let fits = |array: &&&Array| (array.dtype, &array.shape) == (wanted.dtype, &wanted.shape);
+        let array = by_name.get(wanted.name.as_str()).filter(fits).ok_or_else(|| ResumeError::Array {
+            path: path.to_owned(),
+            name: wanted.name.clone(),
+            expected: format!("{} {:?}", wanted.dtype.name(), wanted.shape),
+        })?;
+        for (device, state) in states.iter_mut().enumerate() {
+            if let Some(slot) = state.get_mut(input) {
+                *slot = Some(engine.upload_to(device, &array.bytes, array.dtype, &array.shape)?);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The bundle with as many steps in a launch as are asked for, where that is another than the options have; and the one

@@ -199,6 +199,19 @@ impl Stepper {
         }
     }
 
+    /// Starts copying these inputs of the first device to the host. The next launch, which may take over their buffers, is made to
+    /// wait for the copies by the device, not by the host.
+    ///
+    /// # Errors
+    ///
+    /// Where the device refuses, or one of them is not carried from step to step.
+    pub fn copy_state(&self, inputs: &[usize]) -> Result<StateCopy, EngineError> {
+        let failed = device("copying the state for a checkpoint failed");
+        let absent = || pjrt::Error::Argument("an input of the checkpoint is not part of the state".to_owned());
+        let copy = |&input: &usize| self.state(input).ok_or_else(absent)?.start_to_host();
+        Ok(StateCopy { copies: inputs.iter().map(copy).collect::<Result<_, _>>().map_err(failed)? })
+    }
+
     /// Returns to the state that the run began with. The values of now are given up first, to make room.
     ///
     /// # Errors
@@ -225,6 +238,24 @@ impl Stepper {
     #[must_use]
     pub fn executable(&self) -> &Executable {
         &self.program.executable
+    }
+}
+
+/// Values of the state on their way to the host.
+#[derive(Debug)]
+pub struct StateCopy {
+    copies: Vec<HostCopy>,
+}
+
+impl StateCopy {
+    /// Waits for them: the bytes of each array.
+    ///
+    /// # Errors
+    ///
+    /// The error with which the step that made them ended.
+    pub fn wait(self) -> Result<Vec<Vec<u8>>, EngineError> {
+        let failed = device("copying the state for a checkpoint failed");
+        self.copies.into_iter().map(|copy| copy.wait().map_err(&failed)).collect()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::consistency::Consistency;
 use super::record::{ControlRecord, GateReason};
@@ -52,13 +52,21 @@ pub struct Summary {
     pub gates: Option<Gates>,
     /// What comparing replicas found; `null` where they are not compared.
     pub consistency: Option<Consistency>,
+    /// The steps from which the run went on after it had ended early, in order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub resumed_from: Vec<u64>,
+    /// Steps in the last checkpoint that was written; `null` where there is none.
+    pub checkpoint: Option<u64>,
+    /// Checkpoints that could not be written.
+    pub checkpoints_failed: u64,
     /// The run's folder.
     #[serde(skip)]
     pub folder: PathBuf,
 }
 
 /// What the gates did over a run.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Gates {
     /// Updates refused because a gradient was not finite.
     pub non_finite: u64,

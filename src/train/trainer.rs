@@ -8,11 +8,13 @@ use std::time::{Duration, Instant};
 use passes::policy::OnMismatch;
 
 use super::batch::{decode_scalar, upload};
+use super::checkpoint::{Checkpoint, Job, Tallies, Writer, Written};
 use super::consistency::{Consistency, Found, PendingCheck, ReplicaRecord};
 use super::record::StepRecord;
-use super::run_folder::FORMAT_VERSION;
+use super::resume::OnWriteError;
+use super::run_folder::{FORMAT_VERSION, RunFolderError};
 use super::setup::Setup;
-use super::stepper::{Launched, Stepper};
+use super::stepper::{Launched, StateCopy, Stepper};
 use super::summary::{Ending, Gates, Summary};
 use super::{IN_FLIGHT, Observer, TrainError};
 
@@ -33,28 +35,55 @@ pub struct Trainer {
     /// Steps that were launched when states of replica 0 were copied to all others: what was compared before is settled.
     settled: Option<u64>,
     start: Instant,
+    /// Seconds of training before the run went on.
+    seconds_before: f64,
+    /// Where the run went on from, in order.
+    resumed_from: Vec<u64>,
+    /// Steps in the last checkpoint that was handed to the writer.
+    handed_over: Option<u64>,
+    /// Steps in the last checkpoint that was written.
+    checkpoint: Option<u64>,
+    checkpoints_failed: u64,
+    /// Whether the record cannot be written for the moment.
+    record_fails: bool,
     /// When the first step was read.
     first_step: Option<Instant>,
 }
 
 impl Trainer {
-    /// A run that has not done a step yet.
+    /// A run before its next step, which is its first unless it goes on.
     #[must_use]
-    pub fn new(setup: Setup) -> Self {
-        let gates = setup.telemetry.as_ref().map(|_| Gates::default());
-        let consistency = setup.consistency.as_ref().map(Consistency::new);
+    pub fn new(mut setup: Setup) -> Self {
+        let before = setup.before.take();
+        let (done, tallies) = before.clone().unwrap_or_default();
+        let gates = setup.telemetry.as_ref().map(|_| tallies.gates.unwrap_or_default());
+        let consistency =
+            setup.consistency.as_ref().map(|check| Consistency::after(check, tallies.consistency.as_ref()));
         Self {
             setup,
-            next: 0,
-            done: 0,
-            non_finite_losses: 0,
+            next: done,
+            done,
+            non_finite_losses: tallies.non_finite_losses,
             gates,
             consistency,
-            compared: None,
+            // What goes on begins with one copy of the state for all.
+            compared: before.is_some().then_some(done),
             settled: None,
             start: Instant::now(),
+            seconds_before: tallies.seconds,
+            resumed_from: tallies.resumed_from,
+            handed_over: before.is_some().then_some(done),
+            checkpoint: before.is_some().then_some(done),
+            checkpoints_failed: 0,
+            record_fails: false,
             first_step: None,
         }
+    }
+
+    /// Number of the next step to launch.
+    #[must_use]
+    pub fn next(&self) -> u64 {
+        self.next
     }
 
     /// What the run is made of.
@@ -81,7 +110,9 @@ impl Trainer {
     ///
     /// Where the device fails.
     pub fn compare_at_start(&mut self) -> Result<Option<Ending>, TrainError> {
-        let Some(check) = &self.setup.consistency else { return Ok(None) };
+        let Some(check) = self.setup.consistency.as_ref().filter(|_| self.compared != Some(self.next)) else {
+            return Ok(None);
+        };
         // The first time waits for the initial state as well.
         let (found, _) = check.check(&self.setup.stepper, self.next)?;
         let (_, seconds) = check.check(&self.setup.stepper, self.next)?;
@@ -147,6 +178,7 @@ impl Trainer {
         [held_out_before, held_out_after]: [Option<f64>; 2],
     ) -> Result<Summary, TrainError> {
         let Setup { engine, folder, loss_unit, .. } = self.setup;
+        let here = self.done.saturating_sub(self.resumed_from.last().copied().unwrap_or_default());
         let summary = Summary {
             format_version: FORMAT_VERSION,
             ending,
@@ -157,11 +189,14 @@ impl Trainer {
             first_step_seconds: self.first_step.map(|time| (time - started).as_secs_f64()),
             compiled: engine.programs().compiled(),
             cached: engine.programs().cached(),
-            seconds: seconds.as_secs_f64(),
-            steps_per_second: rate(self.done, seconds),
+            seconds: self.seconds_before + seconds.as_secs_f64(),
+            steps_per_second: rate(here, seconds),
             non_finite_losses: self.non_finite_losses,
             gates: self.gates,
             consistency: self.consistency,
+            resumed_from: self.resumed_from,
+            checkpoint: self.checkpoint,
+            checkpoints_failed: self.checkpoints_failed,
             folder: folder.path().to_owned(),
         };
         folder.summary(&summary)?;
@@ -205,7 +240,7 @@ impl Trainer {
         interrupt: &AtomicBool,
         observer: &mut dyn Observer,
     ) -> Result<Ending, TrainError> {
-        if self.done == 0 {
+        if self.first_step.is_none() {
             self.start = Instant::now();
         }
         let result = self.pump(self.next.saturating_add(steps), interrupt, observer);
@@ -225,12 +260,12 @@ impl Trainer {
             if self.next < end && ending == Ending::Complete {
                 in_flight.push_back(self.launch(end)?);
                 // The first step of a run is read at once, so that it is known when it was done.
-                if in_flight.len() < IN_FLIGHT && self.done > 0 {
+                if in_flight.len() < IN_FLIGHT && self.first_step.is_some() {
                     continue;
                 }
             }
             let Some(oldest) = in_flight.pop_front() else { return Ok(ending) };
-            let (records, inconsistent) = self.read(oldest)?;
+            let (records, inconsistent) = self.read(oldest, observer)?;
             for record in records {
                 observer.step(&record);
                 if record.control.is_some_and(|c| c.stop) {
@@ -238,12 +273,13 @@ impl Trainer {
                 }
             }
             ending = inconsistent.unwrap_or(ending);
+            self.hear_of_checkpoints(observer)?;
         }
     }
 
     /// Launches the next steps, as many as one launch does, but none beyond `end`.
     fn launch(&mut self, end: u64) -> Result<UnderWay, TrainError> {
-        let Setup { engine, stepper, rest, batches, consistency, .. } = &mut self.setup;
+        let Setup { engine, stepper, rest, batches, consistency, checkpoints, .. } = &mut self.setup;
         let left = end.saturating_sub(self.next);
         if stepper.steps() > left {
             let single = rest.take().ok_or(TrainError::Rest { left, steps: stepper.steps() })?;
@@ -258,15 +294,107 @@ impl Trainer {
         if check.is_some() {
             self.compared = Some(steps.end);
         }
-        Ok(UnderWay { steps, launched, check })
+        let due = checkpoints.as_ref().filter(|c| c.is_due(&steps));
+        let copies = due.map(|checkpoints| stepper.copy_state(&checkpoints.inputs)).transpose()?;
+        Ok(UnderWay { steps, launched, check, copies })
+    }
+
+    /// Has a checkpoint written of what is read now: the state was copied when the last of these steps was launched.
+    fn hand_over(&mut self, copies: StateCopy, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        let Setup { checkpoints, folder, .. } = &mut self.setup;
+        let Some((checkpoints, writer)) = checkpoints.as_ref().and_then(|c| Some((c, c.writer.as_ref()?))) else {
+            return Ok(());
+        };
+        let metrics = match folder.metrics_handle() {
+            Ok(metrics) => metrics,
+            Err(error) => {
+                self.checkpoints_failed += 1;
+                let what = format!("no checkpoint after {} steps: {error}", self.done);
+                return self.went_wrong(what, TrainError::Folder(error), observer);
+            }
+        };
+        let tallies = Tallies {
+            seconds: self.seconds_before + self.start.elapsed().as_secs_f64(),
+            non_finite_losses: self.non_finite_losses,
+            gates: self.gates,
+            consistency: self.consistency.clone(),
+            resumed_from: self.resumed_from.clone(),
+        };
+        let checkpoint = Checkpoint {
+            step: self.done,
+            fingerprint: checkpoints.fingerprint.clone(),
+            tallies,
+            metrics_bytes: folder.metrics_bytes(),
+            arrays: checkpoints.arrays.clone(),
+        };
+        writer.write(Job { checkpoint, copies, metrics });
+        self.handed_over = Some(self.done);
+        Ok(())
+    }
+
+    /// What became of the checkpoints that were handed over.
+    fn hear_of_checkpoints(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        let writer = self.setup.checkpoints.as_ref().and_then(|c| c.writer.as_ref());
+        let written = writer.map(Writer::written).unwrap_or_default();
+        self.take_note(written, observer)
+    }
+
+    fn take_note(&mut self, written: Vec<Written>, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        for written in written {
+            observer.checkpoint(&written);
+            match written.result {
+                Ok(_) => self.checkpoint = Some(written.step),
+                Err(error) => {
+                    self.checkpoints_failed += 1;
+                    let what = format!("no checkpoint after {} steps: {error}", written.step);
+                    self.went_wrong(what, TrainError::Checkpoint(error), observer)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Says what could not be written, or ends the run for it.
+    fn went_wrong(&self, what: String, error: TrainError, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        match self.setup.on_write_error {
+            OnWriteError::Stop => Err(error),
+            OnWriteError::Continue => {
+                observer.warn(&format!("{what}; training goes on"));
+                Ok(())
+            }
+        }
+    }
+
+    /// Writes a checkpoint of the state as it is now, unless there is one, and waits until all are written. Of replicas that are
+    /// not alike there is none: which of them is right cannot be told.
+    ///
+    /// # Errors
+    ///
+    /// Where one cannot be written, and the run is to end for that.
+    pub fn last_checkpoint(&mut self, ending: Ending, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        if let Some(checkpoints) = &self.setup.checkpoints
+            && ending != Ending::Inconsistent
+            && self.done > 0
+            && self.handed_over != Some(self.done)
+        {
+            let copies = self.setup.stepper.copy_state(&checkpoints.inputs)?;
+            self.hand_over(copies, observer)?;
+        }
+        let writer = self.setup.checkpoints.as_mut().and_then(|c| c.writer.take());
+        let written = writer.map(Writer::finish).unwrap_or_default();
+        self.take_note(written, observer)
     }
 
     /// What a launch reports, step by step, and whether the run is to end for what replicas hold.
-    fn read(&mut self, under_way: UnderWay) -> Result<(Vec<StepRecord>, Option<Ending>), TrainError> {
-        let UnderWay { steps, launched, check } = under_way;
+    fn read(
+        &mut self,
+        under_way: UnderWay,
+        observer: &mut dyn Observer,
+    ) -> Result<(Vec<StepRecord>, Option<Ending>), TrainError> {
+        let UnderWay { steps, launched, check, copies } = under_way;
         let report = launched.wait()?;
         self.first_step.get_or_insert_with(Instant::now);
-        let seconds = self.start.elapsed().as_secs_f64();
+        let seconds = self.seconds_before + self.start.elapsed().as_secs_f64();
         let (mut replicas, ending) = match (check, &self.setup.consistency) {
             // One that was under way when all became alike again saw what was seen before.
             (Some(pending), Some(check)) if self.settled.is_none_or(|settled| pending.after() > settled) => {
@@ -281,7 +409,10 @@ impl Trainer {
             let report: Vec<&[u8]> = report.iter().map(|array| one_of(array, position, count)).collect();
             // A check is behind the last of the steps.
             let replicas = if position + 1 == count { replicas.take() } else { None };
-            records.push(self.record(step, seconds, &report, replicas)?);
+            records.push(self.record(step, seconds, &report, replicas, observer)?);
+        }
+        if let Some(copies) = copies {
+            self.hand_over(copies, observer)?;
         }
         Ok((records, ending))
     }
@@ -293,6 +424,7 @@ impl Trainer {
         seconds: f64,
         report: &[&[u8]],
         replicas: Option<ReplicaRecord>,
+        observer: &mut dyn Observer,
     ) -> Result<StepRecord, TrainError> {
         let Setup { loss, telemetry, folder, batches, .. } = &mut self.setup;
         let loss = loss
@@ -305,8 +437,34 @@ impl Trainer {
         }
         self.done += 1;
         self.non_finite_losses += u64::from(loss.is_none());
-        folder.record(&record)?;
+        let recorded = folder.record(&record);
+        self.recorded(recorded, observer)?;
         Ok(record)
+    }
+
+    /// Says when the record cannot be written, and when it can again.
+    fn recorded(
+        &mut self,
+        recorded: Result<(), RunFolderError>,
+        observer: &mut dyn Observer,
+    ) -> Result<(), TrainError> {
+        match recorded {
+            Ok(()) if self.record_fails => {
+                // Lines are written once a second: most of the time there is no attempt that could fail.
+                if self.setup.folder.is_written() {
+                    self.record_fails = false;
+                    observer.warn("the record of the run is written again; nothing of it is missing");
+                }
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+            Err(error) if error.loses_record() => Err(error.into()),
+            Err(_) if self.record_fails => Ok(()),
+            Err(error) => {
+                self.record_fails = true;
+                self.went_wrong(format!("{error}; it waits in memory"), error.into(), observer)
+            }
+        }
     }
 }
 
@@ -317,6 +475,8 @@ struct UnderWay {
     launched: Launched,
     /// The comparison of replicas behind it.
     check: Option<PendingCheck>,
+    /// The state after it, for a checkpoint.
+    copies: Option<StateCopy>,
 }
 
 /// The part of an array that step `position` of `count` made.

@@ -14,6 +14,7 @@ mod inputs;
 mod plugins;
 mod refusals;
 mod replicas;
+mod resume;
 mod tiny;
 
 #[path = "../support/broken.rs"]

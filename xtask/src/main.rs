@@ -4,6 +4,7 @@
 //! and `.ci/run` call these, so that what CI does is what a person does.
 
 mod bench;
+mod crash;
 mod demos;
 mod document;
 mod xla_rs;
@@ -30,6 +31,8 @@ enum Task {
     Matrix(Matrix),
     /// Run the experiments of docs/demos.md, which takes most of an hour for all of them, and write their tables and plots.
     Demos(demos::Options),
+    /// Kill training at random moments, have it go on, and compare where it ends with a run that was left alone.
+    Crash(crash::Options),
     /// Measure what control costs, against JAX and PyTorch too, and write the table of docs/performance.md: about ten minutes.
     Bench(bench::Options),
 }
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Task::Models(Models { check }) => models(check),
         Task::Matrix(Matrix { check }) => matrix(check),
         Task::Demos(options) => demos::demos(&options),
+        Task::Crash(options) => crash::crash(&options),
         Task::Bench(options) => bench::bench(&options),
     };
     match result {

@@ -5,7 +5,6 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use hlo::PrimitiveType;
 use safetensors::Dtype as Safe;
 use safetensors::tensor::Metadata;
 use zip::{CompressionMethod, ZipArchive};
@@ -190,27 +189,5 @@ fn safetensors_header(bytes: &[u8]) -> Result<(usize, Metadata), String> {
 }
 
 fn safetensors_dtype(dtype: Safe) -> Result<Dtype, String> {
-    let primitive = match dtype {
-        Safe::BOOL => PrimitiveType::PRED,
-        Safe::U8 => PrimitiveType::U8,
-        Safe::I8 => PrimitiveType::S8,
-        Safe::U16 => PrimitiveType::U16,
-        Safe::I16 => PrimitiveType::S16,
-        Safe::U32 => PrimitiveType::U32,
-        Safe::I32 => PrimitiveType::S32,
-        Safe::U64 => PrimitiveType::U64,
-        Safe::I64 => PrimitiveType::S64,
-        Safe::F16 => PrimitiveType::F16,
-        Safe::BF16 => PrimitiveType::BF16,
-        Safe::F32 => PrimitiveType::F32,
-        Safe::F64 => PrimitiveType::F64,
-        Safe::C64 => PrimitiveType::C64,
-        Safe::F8_E4M3 => PrimitiveType::F8E4M3FN,
-        Safe::F8_E4M3FNUZ => PrimitiveType::F8E4M3FNUZ,
-        Safe::F8_E5M2 => PrimitiveType::F8E5M2,
-        Safe::F8_E5M2FNUZ => PrimitiveType::F8E5M2FNUZ,
-        Safe::F8_E8M0 => PrimitiveType::F8E8M0FNU,
-        other => return Err(format!("it is of type {other:?}, which no input can be fed from")),
-    };
-    Dtype::from_primitive(primitive).ok_or_else(|| "it is of a type that no input has".to_owned())
+    Dtype::from_safetensors(dtype).ok_or_else(|| format!("it is of type {dtype:?}, which no input can be fed from"))
 }

@@ -142,6 +142,12 @@ impl Examples {
         self.len
     }
 
+    /// SHA-256 of all elements, in lower-case hexadecimal; of more than a gibibyte, of evenly spread parts of them.
+    #[must_use]
+    pub fn sha256(&self) -> String {
+        super::sum::sum(self.columns.iter().flat_map(|column| &column.pieces).map(|piece| piece.stored.elements()))
+    }
+
     /// Never: no examples are refused.
     #[must_use]
     pub fn is_empty(&self) -> bool {
