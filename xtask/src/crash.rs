@@ -4,6 +4,8 @@
 //! moment when the first file of a checkpoint that is being written appears. What is killed goes on by `train --resume`.
 //! At the end the arrays of the last checkpoint are compared byte by byte, and the metrics value by value, all but their times.
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -74,6 +76,9 @@ pub(crate) fn crash(options: &Options) -> Result<()> {
 /// Trains one run to its end, killing it on the way.
 fn torment(options: &Options, run: &Path, random: &mut fastrand::Rng, tally: &mut Tally) -> Result<()> {
     loop {
+        // What an earlier kill left half written says nothing of this process.
+        let left = half_written(run);
+        let is_writing = || !half_written(run).is_subset(&left);
         let mut child = start(options, run)?;
         let patience = LONGEST.mul_f64(random.f64());
         // Enough were killed: this one may end.
@@ -84,7 +89,7 @@ fn torment(options: &Options, run: &Path, random: &mut fastrand::Rng, tally: &mu
             if let Some(status) = child.try_wait()? {
                 break Some(status);
             }
-            let due = if in_writing { is_writing(run) } else { started.elapsed() >= patience };
+            let due = if in_writing { is_writing() } else { started.elapsed() >= patience };
             if due && !enough {
                 break None;
             }
@@ -97,7 +102,7 @@ fn torment(options: &Options, run: &Path, random: &mut fastrand::Rng, tally: &mu
                 child.kill()?;
                 child.wait()?;
                 tally.kills += 1;
-                tally.while_writing += u32::from(is_writing(run));
+                tally.while_writing += u32::from(is_writing());
                 tally.before_first_checkpoint += u32::from(checkpoints(run).is_empty());
             }
         }
@@ -116,10 +121,10 @@ fn start(options: &Options, run: &Path) -> Result<Child> {
     command.spawn().context("cannot start target/release/entropic")
 }
 
-/// Whether a checkpoint is half written.
-fn is_writing(run: &Path) -> bool {
+/// The names of checkpoints that are half written, or half removed.
+fn half_written(run: &Path) -> BTreeSet<OsString> {
     let entries = fs::read_dir(run.join("checkpoints")).into_iter().flatten().flatten();
-    entries.map(|entry| entry.file_name()).any(|name| name.to_string_lossy().starts_with(".entropic-"))
+    entries.map(|entry| entry.file_name()).filter(|name| name.to_string_lossy().starts_with(".entropic-")).collect()
 }
 
 /// The checkpoints of a run, oldest first.
