@@ -5,7 +5,7 @@ DATA ?= $(wildcard *.md) docs src crates passes xtask models/README.md models/ex
 STEPS ?= 250
 SEED ?= 0
 
-.PHONY: demo demos test test-python build plugin bench models models-check clean
+.PHONY: demo demos test test-python test-ops build plugin bench models models-check clean
 
 # Fetches the CPU plugin, builds, and trains the small GPT under the default policy.
 demo: build
@@ -19,6 +19,10 @@ test:
 # The checks that need JAX: installs it into .venv first.
 test-python:
 	cargo xtask test-python
+
+# A Prometheus server scrapes a run, and runs are killed and go on. Needs `prometheus` and `promtool` (Debian: prometheus).
+test-ops: plugin
+	cargo xtask test-ops
 
 build:
 	cargo build --release

@@ -26,17 +26,27 @@ const LONGEST: Duration = Duration::from_millis(2500);
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     /// How many times to kill.
-    #[arg(long, default_value_t = 25)]
+    #[arg(long, default_value_t = Options::default().kills)]
     kills: u32,
     /// Steps of a run. Runs begin anew until there were enough kills.
-    #[arg(long, default_value_t = 3000)]
+    #[arg(long, default_value_t = Options::default().steps)]
     steps: u64,
     /// The bundle to train.
-    #[arg(long, default_value = "models/mlp")]
+    #[arg(long, default_value_os_t = Options::default().model)]
     model: PathBuf,
     /// Seeds the moments.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// The program, instead of one that is built from these sources.
+    #[arg(long, value_name = "PATH")]
+    program: Option<PathBuf>,
+}
+
+impl Default for Options {
+    /// As without any option.
+    fn default() -> Self {
+        Self { kills: 25, steps: 3000, model: "models/mlp".into(), seed: 0, program: None }
+    }
 }
 
 /// What the kills hit.
@@ -49,12 +59,17 @@ struct Tally {
 }
 
 pub(crate) fn crash(options: &Options) -> Result<()> {
-    cargo(&["build", "--release", "--package", "entropic"])?;
+    if options.program.is_none() {
+        cargo(&["build", "--release", "--package", "entropic"])?;
+    }
     let folder = tempfile::tempdir()?;
     let trained = |name: &str| folder.path().join(name);
+    // A text that nobody edits meanwhile: a run does not go on with other data.
+    let text: String = (0..20_000).map(|n: u64| format!("{n} squared is {}.\n", n * n)).collect();
+    fs::write(trained("text"), text)?;
     let reference = trained("reference");
     let ended = start(options, &reference)?.wait()?;
-    ensure!(ended.success(), "the run that is left alone failed ({ended})");
+    ensure!(ended.success(), "the run that is left alone failed ({ended}):\n{}", said(&reference));
     let mut random = fastrand::Rng::with_seed(options.seed);
     let mut tally = Tally::default();
     while tally.kills < options.kills {
@@ -97,7 +112,7 @@ fn torment(options: &Options, run: &Path, random: &mut fastrand::Rng, tally: &mu
         };
         match ended {
             Some(status) if status.success() => return Ok(()),
-            Some(status) => bail!("a run that was not killed failed ({status}); it is in {}", run.display()),
+            Some(status) => bail!("a run failed that was not killed ({status}):\n{}", said(run)),
             None => {
                 child.kill()?;
                 child.wait()?;
@@ -111,14 +126,28 @@ fn torment(options: &Options, run: &Path, random: &mut fastrand::Rng, tally: &mu
 
 /// Starts a run, or has it go on.
 fn start(options: &Options, run: &Path) -> Result<Child> {
-    let mut command = Command::new(root().join("target/release/entropic"));
-    command.current_dir(root()).arg("train").arg(&options.model).args(["--data", "docs", "--steps"]);
+    let built = || root().join("target/release/entropic");
+    let program = options.program.clone().unwrap_or_else(built);
+    let mut command = Command::new(&program);
+    command
+        .current_dir(root())
+        .arg("train")
+        .arg(&options.model)
+        .arg("--data")
+        .arg(run.with_file_name("text"))
+        .arg("--steps");
     command.arg(options.steps.to_string()).arg("--checkpoint-every").arg(EVERY.to_string()).arg("--resume").arg(run);
-    command.stdout(Stdio::null()).stderr(Stdio::inherit());
-    if std::env::var_os("ENTROPIC_CRASH_VERBOSE").is_none() {
-        command.stderr(Stdio::null());
-    }
-    command.spawn().context("cannot start target/release/entropic")
+    command.stdout(Stdio::null()).stderr(fs::File::create(log(run))?);
+    command.spawn().with_context(|| format!("cannot start {}", program.display()))
+}
+
+fn log(run: &Path) -> PathBuf {
+    run.with_extension("log")
+}
+
+/// What the last process of a run said.
+fn said(run: &Path) -> String {
+    fs::read_to_string(log(run)).unwrap_or_default()
 }
 
 /// The names of checkpoints that are half written, or half removed.

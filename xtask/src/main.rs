@@ -25,6 +25,8 @@ enum Task {
     XlaRs,
     /// Everything that needs JAX: installs it into .venv, then runs the Python tests offline.
     TestPython,
+    /// What needs other programs: Prometheus scrapes a run; and runs are killed and go on.
+    TestOps,
     /// Export the committed bundles again, into models/.
     Models(Models),
     /// Write docs/actuators.md: what is found in each step of the corpus and in each bundle.
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
         Task::Test => test(),
         Task::XlaRs => xla_rs::check(),
         Task::TestPython => test_python(),
+        Task::TestOps => test_ops(),
         Task::Models(Models { check }) => models(check),
         Task::Matrix(Matrix { check }) => matrix(check),
         Task::Demos(options) => demos::demos(&options),
@@ -85,6 +88,11 @@ fn test_python() -> Result<()> {
     let python = python_with_jax()?;
     cargo(&["build", "--release"])?;
     run(Command::new(python).args(["-m", "pytest", "--quiet", "models"]).env("PIP_NO_INDEX", "1"))
+}
+
+fn test_ops() -> Result<()> {
+    cargo(&["test", "--package", "entropic", "--test", "prometheus", "--", "--ignored"])?;
+    crash::crash(&crash::Options::default())
 }
 
 fn models(check: bool) -> Result<()> {
