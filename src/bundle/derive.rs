@@ -24,6 +24,7 @@ use super::manifest::{FORMAT_VERSION, Input, InputRole, Launch, Manifest, Output
 pub fn derive(module: &Module, step: &TrainStep, file: &str, origin: &Origin) -> Result<Manifest, CheckError> {
     let entry = module.entry_computation();
     let launch = launch(module, step)?;
+    let count = entry.parameters().len();
     let mut taken = HashSet::new();
     let inputs = entry
         .parameters()
@@ -45,7 +46,8 @@ pub fn derive(module: &Module, step: &TrainStep, file: &str, origin: &Origin) ->
         .enumerate()
         .map(|(index, shape)| {
             let (dtype, dims) = array(&format!("output {index}"), shape)?;
-            let input = step.states.iter().find(|s| s.output == index).map(|s| s.input);
+            // A record that a loop begins anew is a state of its own only.
+            let input = step.states.iter().find(|s| s.output == index).map(|s| s.input).filter(|&input| input < count);
             let role = match input.and_then(|i| input_role(step, i).successor()) {
                 Some(role) => role,
                 None if step.loss == Some(index)

@@ -80,6 +80,10 @@ fn a_loop_over_steps_is_injected_verified_and_looked_at() {
     let audit = json(&succeed(at.path(), &format!("audit {scan} --target cpu --policy monitor --json --no-host")));
     assert_eq!(audit["aliases_kept"].as_u64(), Some(13));
 
+    succeed(at.path(), &format!("inject {scan} -o replicas --replicas 2"));
+    let manifest = json(&fs::read_to_string(at.path().join("replicas/manifest.json")).unwrap());
+    assert_eq!((&manifest["launch"]["steps"], &manifest["launch"]["replicas"]), (&4.into(), &2.into()));
+
     let bare = root().join("tests/corpus_loops/adamw_fori.hlo.pb").display().to_string();
     succeed(at.path(), &format!("inject {bare} -o fori.hlo.pb"));
     let manifest = json(&fs::read_to_string(at.path().join("fori.manifest.json")).unwrap());
@@ -107,5 +111,4 @@ fn what_is_no_launch_of_so_many_steps_is_refused() {
     let text = text.replace(eval, "  \"eval\": null,").replace("\"steps\": 4", "\"steps\": 1");
     fs::write(edited.join("manifest.json"), text.replace("\"role\": \"loss\"", "\"role\": \"aux\"")).unwrap();
     refused(at.path(), "inject edited -o out", &["does 4 steps", "manifest says 1", "steps_per_launch=4"]);
-    refused(at.path(), &format!("inject {scan} -o out --replicas 2"), &["replicas"]);
 }

@@ -57,7 +57,7 @@ pub(super) fn step_in(
     let around_loop = Loop { outer, initial, body: &graph, instruction };
     let trips = around_loop.trips(body);
     // A front end may carry several: its own, and the one that the user's code is handed.
-    let numbers = trips.is_ok().then(|| around_loop.from_zero()).unwrap_or_default();
+    let numbers = if trips.is_ok() { around_loop.numbers() } else { Vec::new() };
     let numbers: BTreeSet<NodeId> = numbers.into_iter().filter_map(|k| graph.inputs.get(k).copied()).collect();
     let records = Records::of(&graph, count, &numbers);
 

@@ -44,11 +44,11 @@ impl Loop<'_, '_> {
         };
         let steps = u32::try_from(steps).ok().filter(|steps| i32::try_from(*steps).is_ok()).and_then(NonZeroU32::new);
         let steps = steps.ok_or_else(|| "it does no step, or more than can be counted".to_owned())?;
-        Ok(Trips { steps, counter: self.from_zero().first().copied() })
+        Ok(Trips { steps, counter: self.numbers().first().copied() })
     }
 
     /// The leaves that are the number of the step, from 0.
-    pub(super) fn from_zero(&self) -> Vec<usize> {
+    pub(super) fn numbers(&self) -> Vec<usize> {
         let from_zero = |&k: &usize| matches!(self.counter(k), Some(Counter { first: 0, by: 1 }));
         (0..self.initial.len()).filter(from_zero).collect()
     }
