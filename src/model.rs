@@ -84,9 +84,10 @@ pub enum ModelError {
         /// Why.
         source: CheckError,
     },
-    /// It does several steps in one launch.
+    /// It does several steps in one launch, and not by a loop that was exported so.
     #[error(
-        "{} does {steps} steps in one launch, and passes look at one step; give the bundle that it was made from",
+        "{} does {steps} steps in one launch, and no loop over as many train steps was found in it; give the bundle that it was \
+         made from",
         path.display()
     )]
     Fused {
@@ -94,6 +95,14 @@ pub enum ModelError {
         path: PathBuf,
         /// Steps of one launch.
         steps: NonZeroU32,
+    },
+    /// It loops over steps, and cannot be described as a launch of so many.
+    #[error("{}: {reason}", path.display())]
+    Looped {
+        /// The model.
+        path: PathBuf,
+        /// Why, and what to do.
+        reason: String,
     },
     /// It has a controller.
     #[error("{} has a controller already; inject into the original, or train this one as it is", path.display())]
@@ -172,11 +181,11 @@ impl Model {
     ///
     /// Where there is none, or it is not decided.
     pub fn find(&self) -> Result<Found, ModelError> {
-        if let Self::Bundle(bundle) = self
-            && bundle.manifest.launch.steps > NonZeroU32::MIN
-        {
-            return Err(ModelError::Fused { path: bundle.folder.clone(), steps: bundle.manifest.launch.steps });
-        }
+        let said = match self {
+            Self::Bundle(bundle) => bundle.manifest.launch.steps,
+            Self::Bare { .. } => NonZeroU32::MIN,
+        };
+        let fused = || ModelError::Fused { path: self.path().to_owned(), steps: said };
         let failed = |source| ModelError::Find { path: self.path().to_owned(), source: Box::new(source) };
         let mut module = self.module().clone();
         let mut context = Context::default();
@@ -184,9 +193,13 @@ impl Model {
             .with(InlineCalls)
             .with(Discover)
             .run(&mut module, &mut context, &mut |_, _, _| {})
-            .map_err(failed)?;
+            // What launches of several single steps were made of is not found again.
+            .map_err(|source| if said > NonZeroU32::MIN { fused() } else { failed(source) })?;
         let needs = |source| failed(PipelineError::Failed { pass: "discover", source });
         let mut step = context.step.take().ok_or_else(|| needs(passes::pass::PassError::Needs { pass: "discover" }))?;
+        if said > NonZeroU32::MIN && step.inside_loop.is_none() {
+            return Err(fused());
+        }
         let manifest = match self {
             Self::Bundle(bundle) => {
                 rename(&mut step, &bundle.manifest);
@@ -225,6 +238,7 @@ impl Model {
             return Err(ModelError::Controlled { path: self.path().to_owned() });
         }
         let Found { mut module, mut manifest, step } = self.find()?;
+        self.check_loop(&step, &manifest)?;
         let options = InjectOptions { replicas, ..platform.emission() };
         let injection = inject_step(&mut module, step, policy, options, &mut |_, _, _| {})
             .map_err(|source| ModelError::Inject { path: self.path().to_owned(), source: Box::new(source) })?;
@@ -245,7 +259,10 @@ impl Model {
             manifest.inputs.push(manifest::Input { name: input.name.clone(), dtype, shape, role });
         }
         for output in &layout.outputs {
-            let (dtype, shape) = array(&output.element_type, &output.dims)?;
+            let (dtype, mut shape) = array(&output.element_type, &output.dims)?;
+            if output.kind == ArrayKind::Telemetry && layout.steps > NonZeroU32::MIN {
+                shape.insert(0, i64::from(layout.steps.get()));
+            }
             let input = layout.inputs.iter().find(|i| i.kind == output.kind && i.copy_of == output.copy_of);
             let input = input.map(|i| i.parameter);
             let role = if output.kind == ArrayKind::Telemetry { OutputRole::Telemetry } else { OutputRole::Control };
@@ -263,10 +280,40 @@ impl Model {
     /// Where no step is found, or it cannot be made so.
     pub fn replicate(&self, replicas: Replicas) -> Result<Bundle, ModelError> {
         let Found { mut module, mut manifest, step } = self.find()?;
+        self.check_loop(&step, &manifest)?;
         replicate_step(&mut module, step, replicas)
             .map_err(|source| ModelError::Inject { path: self.path().to_owned(), source: Box::new(source) })?;
         manifest.launch.replicas = replicas.count;
         self.rewritten(manifest, module)
+    }
+
+    /// Refuses a loop over steps that is no launch of so many steps, each with its own batch.
+    fn check_loop(&self, step: &TrainStep, manifest: &Manifest) -> Result<(), ModelError> {
+        let Some(around) = &step.inside_loop else { return Ok(()) };
+        // `enter-loop` says why it is not known.
+        let Ok(trips) = &around.trips else { return Ok(()) };
+        let refuse = |reason: String| Err(ModelError::Looped { path: self.path().to_owned(), reason });
+        let said = manifest.launch.steps;
+        if said != trips.steps {
+            return refuse(format!(
+                "its loop {} does {} steps in one launch, and its manifest says {said}; export it with `steps_per_launch={1}`, \
+                 which writes `\"launch\": {{\"steps\": {1}}}`",
+                around.name, trips.steps
+            ));
+        }
+        let each = |input: &usize| around.leaves.iter().any(|leaf| leaf.input == Some(*input) && leaf.each);
+        let has_dimensions = |input: &&usize| manifest.inputs.get(**input).is_some_and(|i| !i.shape.is_empty());
+        match step.batch.iter().filter(has_dimensions).find(|input| !each(input)) {
+            Some(&input) if said > NonZeroU32::MIN => {
+                let name = manifest.inputs.get(input).map_or("", |i| &i.name);
+                refuse(format!(
+                    "the steps of its loop {} do not each take their own part of {name}; loop over batches [{said}, ..] \
+                     (`lax.scan(step, state, batches)`), or export a single step",
+                    around.name
+                ))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// A bundle of what passes made of this model.

@@ -1,6 +1,7 @@
 //! What `inspect` says about a model, as data: everything that discovery found, with names instead of ids.
 
 use std::collections::BTreeSet;
+use std::num::NonZeroU32;
 
 use hlo::Module;
 use hlo::partitioning::Partitioning;
@@ -25,6 +26,9 @@ pub struct Report {
     pub model: String,
     /// Name of the `while` whose body the step is, when it is one.
     pub inside_loop: Option<String>,
+    /// How many steps that loop does in one launch, where it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps_per_launch: Option<NonZeroU32>,
     /// Number and name of the batch inputs.
     pub batch: Vec<Named>,
     /// Number and name of the loss among the outputs.
@@ -226,7 +230,8 @@ impl Report {
         Self {
             format_version: FORMAT_VERSION,
             model: model.to_owned(),
-            inside_loop: step.inside_loop.clone(),
+            inside_loop: step.inside_loop.as_ref().map(|around| around.name.clone()),
+            steps_per_launch: step.inside_loop.as_ref().and_then(|around| Some(around.trips.as_ref().ok()?.steps)),
             batch: step.batch.iter().map(|&i| input(i)).collect(),
             loss: step.loss.map(output),
             parameters: step.parameters.iter().map(|p| parameter_report(module, step, p, &|i| input(i).name)).collect(),
@@ -397,8 +402,14 @@ fn none_of(all: usize, reason: Option<String>) -> String {
 
 /// What the controller can do with this step, and where it cannot, why.
 fn actuators(step: &TrainStep) -> Vec<Actuator> {
-    let in_loop = step.inside_loop.as_ref().map(|l| format!("the step is inside the loop {l}; export a single step"));
-    let actuator = |name, detail: Result<String, String>| match in_loop.clone().map_or(detail, Err) {
+    let unknown = step.inside_loop.as_ref().and_then(|around| {
+        let reason = around.trips.as_ref().err()?;
+        Some(format!(
+            "the step is inside the loop {}, and {reason}; fix the number, or export a single step",
+            around.name
+        ))
+    });
+    let actuator = |name, detail: Result<String, String>| match unknown.clone().map_or(detail, Err) {
         Ok(detail) => Actuator { name, available: true, detail },
         Err(detail) => Actuator { name, available: false, detail },
     };

@@ -5,6 +5,8 @@
 //! where it has one; otherwise it is made up from what each state is for (parameters small and random, moments and counters
 //! zero, keys random). Batches are always made up: token ids, small random numbers, integers that are 0 or 1.
 //!
+//! Where the program loops over steps by itself, as many launches are compared as do so many steps.
+//!
 //! Several steps in one launch are compared with as many launches in the same way, under the policy as it is.
 
 use std::ops::Range;
@@ -88,7 +90,7 @@ pub enum VerifyError {
     Policy(#[from] PolicyError),
 }
 
-/// Runs `original` and `controlled` side by side for [`STEPS`] steps.
+/// Runs `original` and `controlled` side by side for at least [`STEPS`] steps.
 ///
 /// `step` is the train step found in the original; it says what each state is for.
 ///
@@ -108,8 +110,11 @@ pub fn verify(
     let mut state = initial_state(engine, original, step)?;
     let mut other = state.clone();
     let mut control = neutral_arrays(&controller.layout, &controller.policy)?;
-    let mut verified = Verified { steps: STEPS, outputs: manifest.outputs.len(), bytes: 0, non_finite: false };
-    for number in 0..STEPS {
+    let several = u64::from(manifest.launch.steps.get());
+    let launches = STEPS.div_ceil(several);
+    let outputs = manifest.outputs.len();
+    let mut verified = Verified { steps: launches * several, outputs, bytes: 0, non_finite: false };
+    for number in 0..launches {
         for (index, input) in manifest.inputs.iter().enumerate() {
             if input.role == InputRole::Batch {
                 let made = made_up_batch(manifest, index, input, number);
@@ -124,7 +129,7 @@ pub fn verify(
         let arguments: Vec<Vec<u8>> = other.iter().chain(&control).cloned().collect();
         let mut found = run(engine, &second, &controlled.manifest.inputs, &arguments)?;
         let appended = found.split_off(expected.len().min(found.len()));
-        compare(manifest, number, &expected, &found)?;
+        compare(manifest, (number + 1) * several - 1, &expected, &found)?;
         for (output, bytes) in manifest.outputs.iter().zip(&expected) {
             verified.bytes += bytes.len() as u64;
             verified.non_finite |= has_non_finite(bytes, output.dtype);

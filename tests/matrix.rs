@@ -36,7 +36,7 @@ Every step of the test corpus and every bundle, and what the controller's actuat
 - *switch*: whether the optimizer can give way to SGD with its own first moment, or why not.
 - *gate*: states that a refused step holds, those that go on, and those that a policy must assign.
 
-Steps inside a loop (`multistep_loop`) are analysed, but not injected.
+The step of `multistep_loop` is the body of a loop over steps.
 ";
 
 fn gradient(step: &TrainStep) -> String {

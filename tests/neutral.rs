@@ -20,8 +20,7 @@ use passes::policy::Timing;
 use passes::{InjectOptions, Policy, inject};
 
 /// Steps not controlled in this version: refused for the reason named.
-const REFUSED: &[(&str, &str)] =
-    &[("mlp_flatten", "discover"), ("adv_grad_in_cond", "discover"), ("multistep_loop", "inside the loop")];
+const REFUSED: &[(&str, &str)] = &[("mlp_flatten", "discover"), ("adv_grad_in_cond", "discover")];
 
 /// Steps that report a sum over something that a gate selects: fused differently, it is added up in another order.
 #[cfg(target_arch = "x86_64")]

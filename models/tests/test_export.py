@@ -383,3 +383,30 @@ def test_two_states_alike_can_be_told_apart(tmp_path):
 def test_one_of_two_losses_can_be_named(tmp_path):
     manifest, _, _ = _export(tmp_path, _two_losses, _params, (X, Y), loss="['b']")
     assert [o.role for o in manifest.outputs] == ["param"] * 3 + ["aux", "loss"]
+
+
+def _several(params, opt_state, x, y):
+    def body(state, batch):
+        params, opt_state, loss = _adam_step(*state, *batch)
+        return (params, opt_state), (loss, batch[1].max())
+
+    (params, opt_state), (losses, largest) = jax.lax.scan(body, (params, opt_state), (x, y))
+    return params, opt_state, {"loss": losses, "largest": largest}, x[-1]
+
+
+def test_a_loop_over_steps_is_a_launch_of_several(tmp_path):
+    x, y = (jax.ShapeDtypeStruct((5, *s.shape), s.dtype) for s in (X, Y))
+    manifest = export_bundle(
+        _several, _adam_init, (x, y), tmp_path, eval_step=lambda p, s, x, y: _loss(p, x, y), steps_per_launch=5
+    )
+    assert json.loads((tmp_path / "manifest.json").read_text())["launch"] == {"replicas": 1, "partitions": 1, "steps": 5}
+    reports = {o.name: (o.shape, o.role) for o in manifest.outputs if o.input is None}
+    assert reports == {
+        "result[2]['largest']": ((5,), "aux"),
+        "result[2]['loss']": ((5,), "loss"),
+        "result[3]": ((8, 4), "state"),
+    }
+    parameters, _ = wire.entry_shapes((tmp_path / "eval.hlo.pb").read_bytes())
+    assert [shape for _, shape in parameters][-2:] == [(8, 4), (8,)]
+    with pytest.raises(ValueError, match=r"x is float32\[5, 8, 4\]; its first dimension must be 4"):
+        export_bundle(_several, _adam_init, (x, y), tmp_path, steps_per_launch=4)

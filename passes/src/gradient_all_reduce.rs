@@ -17,6 +17,7 @@
 //! - statistics of the data (BatchNorm): the mean over replicas, which for variances leaves out how far apart the means are;
 //! - metrics that are carried along: floating-point ones as the mean, integers by the sum of what each replica added;
 //! - a random key: replica k draws from the key XOR k, so replica 0 as the step does alone; the next key is that of replica 0;
+//! - records that the steps of a loop add to: what each step adds, as below;
 //! - outputs that nothing carries along: scalars as metrics are, larger ones (predictions) stay each replica's own.
 //!
 //! Whatever else would let states of replicas drift apart is refused by name.
@@ -324,9 +325,24 @@ impl<'m> Emitter<'m> {
         position: usize,
         new: InstructionId,
     ) -> Result<Option<InstructionId>, PassError> {
+        let loss = step.loss;
         let Some(state) = step.states.get_mut(position) else { return Ok(None) };
         self.scope(&sanitize(&state.name), &state.name);
         let element_type = self.b.shape(new)?.element_type();
+        if let Some((writer, operand, written)) = self.written(state, new) {
+            let one = self.b.shape(written)?.num_elements() == 1;
+            let reduced = match element_type {
+                _ if loss == Some(state.output) => self.reduced(written)?,
+                narrow if narrow.is_floating() => self.mean(written)?,
+                whole if whole.is_integral() && one => self.sum(written)?,
+                _ => return Ok(None),
+            };
+            let entry = self.b.module_mut().entry_computation_mut();
+            if let Some(slot) = entry.get_mut(writer).and_then(|i| i.operands.get_mut(operand)) {
+                *slot = reduced;
+            }
+            return Ok(None);
+        }
         let reduced = match state.role {
             StateRole::RngKey => self.of_first(new)?,
             StateRole::BatchStatistic | StateRole::Metric if element_type.is_floating() => self.mean(new)?,
@@ -340,6 +356,19 @@ impl<'m> Emitter<'m> {
         };
         state.new_value = Value::array(reduced);
         Ok(Some(reduced))
+    }
+
+    /// Of a record in a loop over steps, what writes to it, as which operand, and what is written: that alone is made one
+    /// of those of all replicas, since the rest was by the steps before.
+    fn written(&self, state: &State, new: InstructionId) -> Option<(InstructionId, usize, InstructionId)> {
+        let writer = self.b.module().entry_computation().get(new)?;
+        let operand = match writer.opcode {
+            Opcode::DynamicUpdateSlice => 1,
+            Opcode::Scatter => 2,
+            _ => return None,
+        };
+        let record = state.role == StateRole::Metric;
+        record.then_some((new, operand, *writer.operands.get(operand)?))
     }
 
     /// What a step reports, made one of that of all replicas; nothing where it stays each replica's own.

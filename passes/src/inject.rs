@@ -10,6 +10,7 @@ use crate::gate::{Gate, PredicateStyle};
 use crate::gradient_all_reduce::{GradientAllReduce, Replicas};
 use crate::inline_calls::InlineCalls;
 use crate::layout::ControllerLayout;
+use crate::loops::{EnterLoop, LeaveLoop};
 use crate::manual::{EnterBody, LeaveBody};
 use crate::measure_entropy::{MeasureEntropy, ReductionStyle};
 use crate::pass::{Changed, Context, Pass, PassError, Pipeline, PipelineError};
@@ -74,6 +75,7 @@ pub fn control_pipeline(policy: &Policy, options: InjectOptions) -> Pipeline {
 }
 
 fn add_control(pipeline: Pipeline, policy: &Policy, options: InjectOptions) -> Pipeline {
+    let pipeline = pipeline.with(EnterLoop);
     let pipeline = match options.replicas {
         Some(replicas) => pipeline.with(GradientAllReduce { replicas }),
         None => pipeline,
@@ -92,7 +94,7 @@ fn add_control(pipeline: Pipeline, policy: &Policy, options: InjectOptions) -> P
     let scaled = if policy.scales() { switched.with(ScaleUpdates) } else { switched };
     let gated = scaled.with(Gate { policy: policy.clone(), predicate: options.predicate });
     let kept = if policy.rollback.keeps_snapshot() { gated.with(Rollback) } else { gated };
-    kept.with(AppendState).with(LeaveBody)
+    kept.with(AppendState).with(LeaveBody).with(LeaveLoop)
 }
 
 /// Finds the train step in `module` and injects the controller.
@@ -163,7 +165,11 @@ pub fn inject_step(
 /// Where the module is invalid, or the step cannot be made so; the module must be dropped then.
 pub fn replicate_step(module: &mut Module, step: TrainStep, replicas: Replicas) -> Result<TrainStep, InjectError> {
     let mut context = Context::with_step(step);
-    Pipeline::new().with(GradientAllReduce { replicas }).run(module, &mut context, &mut |_, _, _| {})?;
+    Pipeline::new().with(EnterLoop).with(GradientAllReduce { replicas }).with(LeaveLoop).run(
+        module,
+        &mut context,
+        &mut |_, _, _| {},
+    )?;
     let needs = PipelineError::Failed { pass: "gradient-all-reduce", source: PassError::Needs { pass: "discover" } };
     Ok(context.step.ok_or(needs)?)
 }

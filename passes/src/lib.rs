@@ -21,6 +21,8 @@ pub mod inline_calls;
 
 pub mod gradient_all_reduce;
 
+pub mod loops;
+
 pub mod manual;
 
 pub mod measure_entropy;

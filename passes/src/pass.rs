@@ -19,6 +19,7 @@ use crate::discover::DiscoverError;
 use crate::fuse_steps::FuseError;
 use crate::gradient_all_reduce::Replicas;
 use crate::layout::ControllerLayout;
+use crate::loops::Looped;
 use crate::manual::Entered;
 use crate::measure_entropy::Statistics;
 use crate::policy::PolicyError;
@@ -66,6 +67,8 @@ pub struct Context {
     pub(crate) local_gradients: BTreeMap<usize, InstructionId>,
     /// What is outside while passes work inside a body.
     pub(crate) entered: Option<Entered>,
+    /// What is outside while passes work inside a loop.
+    pub(crate) looped: Option<Looped>,
 }
 
 impl Context {
@@ -131,14 +134,13 @@ pub enum PassError {
         /// The missing pass.
         pass: &'static str,
     },
-    /// The step is the body of a loop.
-    #[error(
-        "the train step is inside the loop {loop_name}; control of steps inside a loop is not supported in this \
-         version. Export a single step, without the loop over steps, and let `entropic train` do the looping"
-    )]
+    /// Control cannot be put into the loop whose body is the step.
+    #[error("the train step is the body of the loop {loop_name}, and control cannot be put there: {reason}")]
     InsideLoop {
         /// Name of the `while`.
         loop_name: String,
+        /// Why, and what to do.
+        reason: String,
     },
     /// Part of the step is in a computation that must stay one.
     #[error(

@@ -9,6 +9,8 @@ use std::fmt;
 use hlo::{ComputationId, Instruction, InstructionId, Module, Shape};
 use serde::{Deserialize, Serialize};
 
+use crate::loops::EnclosingLoop;
+
 /// One array inside the value of an instruction: the `leaf`-th, depth first, of a tuple; 0 for an array.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Value {
@@ -23,8 +25,9 @@ pub struct Value {
 pub struct TrainStep {
     /// Where the step is: the entry, or the body of a loop over steps.
     pub computation: ComputationId,
-    /// The `while` whose body the step is, when it is one: its instruction name.
-    pub inside_loop: Option<String>,
+    /// The `while` whose body the step is, when it is one. Inputs and outputs of the step are numbered as the program's; a
+    /// leaf of the loop that is none of them has a number behind all of them.
+    pub inside_loop: Option<EnclosingLoop>,
     /// Where gradients are accumulated over several calls: a `pred` that holds in the call that consumes them.
     pub consumes: Option<Value>,
     /// Trainable tensors by input number, those without a gradient included.

@@ -18,6 +18,7 @@ use hlo::text::{Preset, print};
 use passes::expose::{View, expose};
 use passes::inject::Discover;
 use passes::inline_calls::InlineCalls;
+use passes::loops::{EnterLoop, LeaveLoop};
 use passes::{Context, Pipeline, PipelineError};
 
 /// Discovery and the pass; returns what discovery found.
@@ -68,10 +69,20 @@ fn every_output_of_the_step_keeps_its_bits() {
 }
 
 #[test]
-fn a_step_inside_a_loop_is_refused() {
+fn of_a_step_inside_a_loop_each_step_is_told() {
+    let mut module = corpus::module("multistep_loop");
+    let pipeline = Pipeline::new().with(InlineCalls).with(Discover).with(EnterLoop);
+    let pipeline = pipeline.with(CountZeros { tolerance: 0.0 }).with(LeaveLoop);
+    pipeline.run(&mut module, &mut Context::default(), &mut |_, _, _| {}).unwrap();
+    let counts = module.entry_computation().root_instruction().unwrap().shape.tuple_elements().last();
+    assert_eq!(counts.unwrap().to_string(), "s32[2,4]");
+}
+
+#[test]
+fn a_step_inside_a_loop_that_is_not_entered_is_refused() {
     let error = counted(&mut corpus::module("multistep_loop"), 0.0).unwrap_err();
     let PipelineError::Failed { pass: "count-zeros", source } = error else { panic!("{error}") };
-    assert!(source.to_string().contains("is inside the loop"), "{source}");
+    assert!(source.to_string().contains("`enter-loop`"), "{source}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! A manifest for a bare module, from what HLO carries and what discovery found.
 
 use std::collections::{BTreeMap, HashSet};
+use std::num::NonZeroU32;
 
 use hlo::{Module, Shape};
 use passes::TrainStep;
@@ -22,6 +23,8 @@ use super::manifest::{FORMAT_VERSION, Input, InputRole, Launch, Manifest, Output
 /// Where an input or output is no array of a type that a manifest can name.
 pub fn derive(module: &Module, step: &TrainStep, file: &str, origin: &Origin) -> Result<Manifest, CheckError> {
     let entry = module.entry_computation();
+    let launch = launch(module, step)?;
+    let count = entry.parameters().len();
     let mut taken = HashSet::new();
     let inputs = entry
         .parameters()
@@ -43,13 +46,19 @@ pub fn derive(module: &Module, step: &TrainStep, file: &str, origin: &Origin) ->
         .enumerate()
         .map(|(index, shape)| {
             let (dtype, dims) = array(&format!("output {index}"), shape)?;
-            let input = step.states.iter().find(|s| s.output == index).map(|s| s.input);
+            // A record that a loop begins anew is a state of its own only.
+            let input = step.states.iter().find(|s| s.output == index).map(|s| s.input).filter(|&input| input < count);
             let role = match input.and_then(|i| input_role(step, i).successor()) {
                 Some(role) => role,
-                None if step.loss == Some(index) && shape.is_scalar() && dtype.primitive().is_floating() => {
+                None if step.loss == Some(index)
+                    && launch.one_step(&dims).is_some_and(<[i64]>::is_empty)
+                    && dtype.primitive().is_floating() =>
+                {
                     OutputRole::Loss
                 }
-                None => OutputRole::Aux,
+                None if is_each(step, index) => OutputRole::Aux,
+                // What a loop over steps ends with.
+                None => OutputRole::State,
             };
             let name = origin.output_names.get(index).cloned().unwrap_or_else(|| format!("result[{index}]"));
             Ok(Output { name, dtype, shape: dims, role, input })
@@ -66,14 +75,23 @@ pub fn derive(module: &Module, step: &TrainStep, file: &str, origin: &Origin) ->
         data: None,
         target_platforms: origin.chosen.clone().map_or_else(|| origin.platforms.clone(), |chosen| vec![chosen]),
         versions: BTreeMap::new(),
-        launch: launch(module)?,
+        launch,
         controller: None,
     })
 }
 
-/// One step on as many devices as the module is split over.
-fn launch(module: &Module) -> Result<Launch, CheckError> {
-    Ok(Launch { partitions: partitions(module)?, ..Launch::default() })
+/// On as many devices as the module is split over, as many steps as it loops over.
+fn launch(module: &Module, step: &TrainStep) -> Result<Launch, CheckError> {
+    let trips = step.inside_loop.as_ref().and_then(|around| around.trips.as_ref().ok());
+    let steps = trips.map_or(NonZeroU32::MIN, |trips| trips.steps);
+    Ok(Launch { partitions: partitions(module)?, steps, ..Launch::default() })
+}
+
+/// Whether every step has its own part of an output.
+fn is_each(step: &TrainStep, output: usize) -> bool {
+    let Some(around) = &step.inside_loop else { return true };
+    let several = around.trips.as_ref().is_ok_and(|trips| trips.steps > NonZeroU32::MIN);
+    !several || around.leaves.iter().any(|leaf| leaf.output == Some(output) && leaf.each)
 }
 
 fn input_role(step: &TrainStep, number: usize) -> InputRole {

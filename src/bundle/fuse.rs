@@ -16,7 +16,8 @@ use crate::target::Platform;
 pub enum FuseBundleError {
     /// They do already.
     #[error(
-        "{bundle} does {steps} steps in one launch already; put the steps of the bundle that it was made from together"
+        "{bundle} does {steps} steps in one launch already; put the steps of the bundle that it was made from together, or export a \
+         longer loop"
     )]
     Fused {
         /// The bundle.
@@ -62,13 +63,14 @@ impl Bundle {
     /// Where it does several steps already, `fuse-steps` refuses, or the compiler of `platform` would not compute the same.
     pub fn fuse(&self, steps: NonZeroU32, platform: Platform) -> Result<Self, FuseBundleError> {
         let bundle = || self.folder.display().to_string();
+        if steps == NonZeroU32::MIN {
+            return Ok(self.clone());
+        }
         if self.manifest.launch.steps > NonZeroU32::MIN {
             return Err(FuseBundleError::Fused { bundle: bundle(), steps: self.manifest.launch.steps });
         }
         // XLA's CPU compiler brings convolutions into the form that its library takes in the entry computation only.
-        if let Some(convolution) =
-            convolution(&self.module).filter(|_| platform == Platform::Cpu && steps > NonZeroU32::MIN)
-        {
+        if let Some(convolution) = convolution(&self.module).filter(|_| platform == Platform::Cpu) {
             return Err(FuseBundleError::Convolution { bundle: bundle(), instruction: convolution.to_string() });
         }
         let mut fused = Self { origin: Origin::default(), ..self.clone() };
@@ -103,9 +105,6 @@ fn fuse_module(module: &mut Module, manifest: &Manifest, steps: NonZeroU32) -> R
 
 /// Gives what there is for each step its first dimension.
 fn stack(manifest: &mut Manifest, steps: NonZeroU32) {
-    if steps == NonZeroU32::MIN {
-        return;
-    }
     manifest.launch.steps = steps;
     let steps = i64::from(steps.get());
     for input in manifest.inputs.iter_mut().filter(|i| i.role == InputRole::Batch) {

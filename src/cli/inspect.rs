@@ -158,7 +158,8 @@ fn tables(report: &Report) -> String {
     let loss = report.loss.as_ref().map(|l| format!("output {} ({})", l.index, l.name));
     text += &format!("loss: {}\n", loss.as_deref().unwrap_or("not recognised"));
     if let Some(inside) = &report.inside_loop {
-        text += &format!("the step is the body of the loop {inside}\n");
+        let steps = report.steps_per_launch.map_or("an unknown number of".to_owned(), |steps| steps.to_string());
+        text += &format!("the step is the body of the loop {inside}, which does {steps} steps in one launch\n");
     }
     text += &format!("{parameters}\n");
     if states.row_count() > 0 {

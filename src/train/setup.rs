@@ -446,15 +446,16 @@ fn launches(options: &Options) -> Result<(Option<Bundle>, Option<&Bundle>), Trai
     let refuse = |what| Err(TrainError::Untrainable { bundle: bundle.folder.display().to_string(), what });
     if steps != has {
         return refuse(format!(
-            "it does {has} steps in a launch, and {steps} are asked for; train the bundle that it was made from"
+            "it does {has} steps in a launch, and {steps} are asked for; train the bundle that it was made from, or export a loop of \
+             so many steps"
         ));
     }
     if left > 0 {
         let (below, above) = (options.steps - left, options.steps - left + u64::from(has.get()));
         let works = if below == 0 { above.to_string() } else { format!("{below} or {above}") };
         return refuse(format!(
-            "it does {has} steps in a launch, and {} are no multiple of that; {works} would be one, and the bundle that it was \
-             made from does any number",
+            "it does {has} steps in a launch, and {} are no multiple of that; {works} would be one, and a bundle of \
+             single steps does any number",
             options.steps
         ));
     }

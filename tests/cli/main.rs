@@ -11,6 +11,7 @@ mod data;
 mod diff;
 mod happy;
 mod inputs;
+mod loops;
 mod plugins;
 mod refusals;
 mod replicas;

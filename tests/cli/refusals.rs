@@ -87,7 +87,7 @@ fn modules_that_are_no_train_step() {
     fs::write(at.path().join("forward.hlo.pb"), module.export()).unwrap();
 
     fs::copy(model("mlp").join("eval.hlo.pb"), at.path().join("eval.hlo.pb")).unwrap();
-    for name in ["mlp_flatten", "adv_grad_in_cond", "multistep_loop"] {
+    for name in ["mlp_flatten", "adv_grad_in_cond"] {
         fs::copy(corpus(name), at.path().join(format!("{name}.hlo.pb"))).unwrap();
     }
     for (file, parts) in [
@@ -96,7 +96,6 @@ fn modules_that_are_no_train_step() {
         ("eval", &["without training", "export the function"]),
         ("mlp_flatten", &["mlp_flatten"]),
         ("adv_grad_in_cond", &["adv_grad_in_cond"]),
-        ("multistep_loop", &["loop"]),
     ] {
         refused(at.path(), &format!("inject {file}.hlo.pb -o out.hlo.pb"), parts);
     }

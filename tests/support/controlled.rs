@@ -69,7 +69,10 @@ impl Controlled {
         let added = outputs.split_off(outputs.len() - self.layout.outputs.len());
         for (said, value) in self.layout.outputs.iter().zip(added) {
             if said.kind == ArrayKind::Telemetry {
-                self.telemetry = Some(Telemetry::decode(&self.layout, &value.floats()).unwrap());
+                let values = value.floats();
+                // Of several steps in one launch, the last.
+                let last = values.len() - values.len() / self.layout.steps.get() as usize;
+                self.telemetry = Some(Telemetry::decode(&self.layout, &values[last..]).unwrap());
                 continue;
             }
             if said.kind == ArrayKind::State {

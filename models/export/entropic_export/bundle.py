@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from . import wire
-from .manifest import Eval, Init, Input, Manifest, Output, Role, TokenWindows
+from .manifest import Eval, Init, Input, Launch, Manifest, Output, Role, TokenWindows
 from .signature import Leaf, argument_names, leaves_of, loss_of, role_of, successors
 
 MODULE_FILE, INIT_FILE, EVAL_FILE, MANIFEST_FILE = "module.hlo.pb", "init.hlo.pb", "eval.hlo.pb", "manifest.json"
@@ -46,6 +46,7 @@ def export_bundle(
     roles: Mapping[str, str] | None = None,
     data: Literal["bytes", "tokens"] | None = None,
     vocab: int | None = None,
+    steps_per_launch: int = 1,
     donate: bool | None = None,
     platform: str = "cpu",
     keep_source_locations: bool = False,
@@ -84,6 +85,9 @@ def export_bundle(
         any other batch: `entropic train` feeds it from arrays with the names of its leaves, whose first dimension
         counts examples.
       vocab: number of token ids; 256 for bytes.
+      steps_per_launch: K, where `step` loops over K train steps by itself (`lax.scan(train_step, state, batches)`): the
+        first dimension of every array of `batch`, and of every output that each of the steps makes. `eval_step` takes
+        the batch of one step, without that dimension.
       donate: whether the state's buffers are donated. By default yes, and a jitted `step` keeps what it declares.
       platform: the platform to lower for ("cpu", "cuda", "tpu"). Steps of plain operations lower alike for all.
       keep_source_locations: keeps file names and lines in the modules, for a profiler to show.
@@ -101,8 +105,9 @@ def export_bundle(
     module = _module(lowered, keep_source_locations)
     index_of = {leaf: index for index, leaf in enumerate(_kept(lowered, len(call.leaves)))}
     leaf_roles = call.roles(roles or {})
+    _check_stacked(call, leaf_roles, steps_per_launch)
     inputs = [Input(call.leaves[n].name, call.leaves[n].dtype, call.leaves[n].shape, leaf_roles[n]) for n in index_of]
-    outputs = _outputs(call, lowered.out_info, index_of, leaf_roles, state_outputs, loss)
+    outputs = _outputs(call, lowered.out_info, index_of, leaf_roles, state_outputs, loss, steps_per_launch)
     _check_shapes(module, inputs, outputs)
     files: dict[str, bytes] = {MODULE_FILE: module}
 
@@ -115,7 +120,8 @@ def export_bundle(
 
     eval_entry = None
     if eval_step is not None:
-        evaluated = jax.jit(eval_step).trace(*call.arguments).lower(lowering_platforms=(platform,))
+        arguments = call.arguments if steps_per_launch == 1 else call.one_step()
+        evaluated = jax.jit(eval_step).trace(*arguments).lower(lowering_platforms=(platform,))
         result = jax.tree.leaves(evaluated.out_info)
         if len(result) != 1 or result[0].shape != () or not jax.dtypes.issubdtype(result[0].dtype, np.floating):
             raise ValueError("eval_step must return one floating scalar, the held-out loss")
@@ -133,9 +139,10 @@ def export_bundle(
         outputs=tuple(outputs),
         init=init_entry,
         eval=eval_entry,
-        data=_data(data, vocab, inputs),
+        data=_data(data, vocab, inputs, steps_per_launch),
         target_platforms=(platform,),
         versions={p: importlib.metadata.version(p) for p in sorted({"jax", "jaxlib", *versions_of})},
+        launch=Launch(steps=steps_per_launch) if steps_per_launch > 1 else None,
     )
     files[MANIFEST_FILE] = manifest.to_json().encode()
     _write(folder, files)
@@ -181,6 +188,15 @@ class _Call:
         """The leaves of the state in the order in which `init` returns them."""
         return [self.starts[at] + n for at in self.state_at for n in range(len(jax.tree.leaves(self.arguments[at])))]
 
+    def one_step(self) -> list[Any]:
+        """The arguments of one step of several: batches without their first dimension."""
+
+        def first(leaf: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+
+        states = set(self.state_at)
+        return [a if n in states else jax.tree.map(first, a) for n, a in enumerate(self.arguments)]
+
     def roles(self, given: Mapping[str, str]) -> list[Role]:
         """The role of each leaf."""
         number = {at: n for n, at in enumerate(self.state_at)}
@@ -197,6 +213,7 @@ def _outputs(
     leaf_roles: Sequence[Role],
     state_outputs: int | Sequence[int] | None,
     loss: str | None,
+    steps: int,
 ) -> list[Output]:
     """The flattened outputs of the step; `index_of` maps a leaf of the call to its input of the module."""
     is_tuple = type(out_info) is tuple
@@ -212,13 +229,29 @@ def _outputs(
             if top in first_leaf:
                 old = first_leaf[top] + offset
                 outputs.append(Output(leaf.name, leaf.dtype, leaf.shape, leaf_roles[old], index_of.get(old)))
-            else:
-                others.append((len(outputs), leaf))
+            elif steps == 1 or leaf.shape[:1] == (steps,):
+                one = leaf.shape if steps == 1 else leaf.shape[1:]
+                others.append((len(outputs), leaf._replace(shape=one)))
                 outputs.append(Output(leaf.name, leaf.dtype, leaf.shape, "aux", None))
+            else:
+                # What the loop ends with is no report of each step.
+                outputs.append(Output(leaf.name, leaf.dtype, leaf.shape, "state", None))
     loss_at = loss_of(others, loss)
     if loss_at is not None:
         outputs[loss_at] = dataclasses.replace(outputs[loss_at], role="loss")
     return outputs
+
+
+def _check_stacked(call: _Call, roles: Sequence[Role], steps: int) -> None:
+    """Whether there is a batch for each step of a launch."""
+    if steps < 1:
+        raise ValueError(f"steps_per_launch={steps}: a launch does one step or more")
+    for leaf, role in zip(call.leaves, roles, strict=True):
+        if steps > 1 and role == "batch" and leaf.shape[:1] != (steps,):
+            raise ValueError(
+                f"steps_per_launch={steps}: the batch input {leaf.name} is {leaf.dtype}{list(leaf.shape)}; its first "
+                f"dimension must be {steps}, one batch for each step of a launch"
+            )
 
 
 def _specs(tree: Any) -> Any:
@@ -298,13 +331,14 @@ def _check_shapes(module: bytes, inputs: Sequence[Input], outputs: Sequence[Outp
                 )
 
 
-def _data(kind: str | None, vocab: int | None, inputs: Sequence[Input]) -> TokenWindows | None:
+def _data(kind: str | None, vocab: int | None, inputs: Sequence[Input], steps: int) -> TokenWindows | None:
     if kind is None:
         return None
     if kind not in ("bytes", "tokens"):
         raise ValueError(f"data: {kind!r} is unknown; use 'bytes' or 'tokens'")
     at = [n for n, entry in enumerate(inputs) if entry.role == "batch"]
-    if len(at) != 1 or len(inputs[at[0]].shape) != 2 or not np.issubdtype(np.dtype(inputs[at[0]].dtype), np.integer):
+    rank = 2 if steps == 1 else 3
+    if len(at) != 1 or len(inputs[at[0]].shape) != rank or not np.issubdtype(np.dtype(inputs[at[0]].dtype), np.integer):
         found = ", ".join(f"{inputs[n].name}: {inputs[n].dtype}{list(inputs[n].shape)}" for n in at)
         raise ValueError(
             f"data={kind!r} needs one integer batch input [batch, window]; the module has {found or 'none'}"
@@ -313,7 +347,7 @@ def _data(kind: str | None, vocab: int | None, inputs: Sequence[Input]) -> Token
         raise ValueError(f"data='bytes' has 256 token ids, not {vocab}")
     if kind == "tokens" and vocab is None:
         raise ValueError("data='tokens' needs vocab=, the number of token ids")
-    rows, window = inputs[at[0]].shape
+    rows, window = inputs[at[0]].shape[-2:]
     return TokenWindows(kind, at[0], rows, window, vocab or 256, f"nats/{kind.removesuffix('s')}")  # type: ignore[arg-type]
 
 

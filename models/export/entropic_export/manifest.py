@@ -74,6 +74,15 @@ class TokenWindows:
 
 
 @dataclasses.dataclass(frozen=True)
+class Launch:
+    """How a step is launched, where that is not one step on one device."""
+
+    replicas: int = 1
+    partitions: int = 1
+    steps: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
 class Manifest:
     """Everything `manifest.json` says."""
 
@@ -86,12 +95,15 @@ class Manifest:
     data: TokenWindows | None
     target_platforms: tuple[str, ...]
     versions: dict[str, str]
+    launch: Launch | None = None
 
     def to_json(self) -> str:
         """The text of `manifest.json`: two-space indent, one line per input and output, newline at the end."""
         lines = ["{", f'  "format_version": {FORMAT_VERSION},']
         body = dataclasses.asdict(self)
         for key, value in body.items():
+            if key == "launch" and value is None:
+                continue
             if key in ("inputs", "outputs"):
                 lines.append(f'  "{key}": [')
                 lines += [f"    {_line(entry)}{',' if n + 1 < len(value) else ''}" for n, entry in enumerate(value)]

@@ -91,7 +91,11 @@ pub(super) struct Graph<'m> {
     pub(super) outputs: Vec<NodeId>,
     uniform: Vec<bool>,
     constants: Vec<Option<f64>>,
+    /// What each leaf of a `while` is before the first iteration.
+    loops: Loops,
 }
+
+type Loops = HashMap<(ComputationId, InstructionId), Vec<NodeId>>;
 
 /// Calls nested deeper than this are refused; real exports stay in single digits.
 const MAX_DEPTH: usize = 64;
@@ -115,6 +119,7 @@ struct Builder<'m> {
     nodes: Vec<Node<'m>>,
     inputs: Vec<NodeId>,
     bodies: HashMap<ComputationId, BodyDependencies>,
+    loops: Loops,
     depth: usize,
 }
 
@@ -125,7 +130,8 @@ impl<'m> Graph<'m> {
     }
 
     fn at_depth(module: &'m Module, computation: ComputationId, depth: usize) -> Result<Self, DiscoverError> {
-        let mut builder = Builder { module, nodes: Vec::new(), inputs: Vec::new(), bodies: HashMap::new(), depth };
+        let (nodes, inputs) = (Vec::new(), Vec::new());
+        let mut builder = Builder { module, nodes, inputs, bodies: HashMap::new(), loops: HashMap::new(), depth };
         let outputs = builder.computation(computation, None, false)?;
         let nodes = builder.nodes;
         let mut users = vec![Vec::new(); nodes.len()];
@@ -155,6 +161,7 @@ impl<'m> Graph<'m> {
             outputs,
             uniform: Vec::new(),
             constants: Vec::new(),
+            loops: builder.loops,
         };
         graph.classify_uniform();
         graph.fold_constants();
@@ -263,6 +270,12 @@ impl<'m> Graph<'m> {
     pub(super) fn value(&self, id: NodeId) -> Value {
         let node = self.node(id);
         Value { instruction: node.instruction, leaf: node.leaf }
+    }
+
+    /// The initial values of all leaves of the `while` that a node belongs to, by leaf.
+    pub(super) fn initial(&self, leaf: NodeId) -> &[NodeId] {
+        let node = self.node(leaf);
+        self.loops.get(&(node.computation, node.instruction)).map(Vec::as_slice).unwrap_or_default()
     }
 
     /// Name for messages: `%add.3`, with the leaf where the instruction is a tuple.
@@ -554,6 +567,7 @@ impl<'m> Builder<'m> {
                 if initial.len() != shapes.len() || depends.len() != shapes.len() {
                     return Err(bad(self, "its state and its body differ in number of leaves"));
                 }
+                self.loops.insert((computation_id, id), initial.to_vec());
                 let mut made = Vec::with_capacity(shapes.len());
                 for (leaf, ((shape, &carry), (on, &through))) in
                     shapes.into_iter().zip(initial).zip(depends.iter().zip(passes)).enumerate()

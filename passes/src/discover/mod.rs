@@ -12,6 +12,7 @@ mod accumulation;
 mod classify;
 mod direction;
 mod dominance;
+mod enclosing;
 mod error;
 mod flow;
 mod gradient;
@@ -21,11 +22,12 @@ mod pair;
 mod parity;
 mod replicas;
 mod roles;
+mod trips;
 mod update;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use hlo::{ComputationId, Instruction, Module, Opcode, Shape};
+use hlo::{Instruction, Module, Opcode, Shape};
 
 pub use error::{DiscoverError, Refusal, RefusalKind};
 pub use replicas::{DataCount, data_dependent_counts, varying_outputs};
@@ -33,8 +35,8 @@ pub use replicas::{DataCount, data_dependent_counts, varying_outputs};
 use self::classify::Classifier;
 use self::flow::{Flow, StateNode};
 use self::gradient::{Finder, Outcome};
-use self::graph::{Graph, NodeId, Op};
-use self::pair::{CarryPaths, Pair, Pairs};
+use self::graph::{Graph, NodeId};
+use self::pair::Pairs;
 use self::roles::Roles;
 use crate::manual::Body;
 use crate::step::{
@@ -74,9 +76,9 @@ pub fn discover(module: &Module) -> Result<TrainStep, DiscoverError> {
         });
     }
     let flow = Flow::new(&graph, &pairs.pairs, &[]);
-    let roles = roles::assign(&flow, &pairs.carry);
-    if let Some((body, site)) = enclosing_loop(&flow, &roles, &pairs) {
-        return in_loop(module, &graph, &pairs, body, site);
+    let roles = roles::assign(&flow, &pairs.carry, &[]);
+    if let Some((body, site)) = enclosing::enclosing_loop(&flow, &roles, &pairs) {
+        return enclosing::step_in(module, &flow, &pairs, body, site);
     }
     let step = describe(&graph, &flow, roles, &pairs)?;
     Ok(in_manual_computation(module, &graph, step))
@@ -105,90 +107,6 @@ fn swallowing_call(graph: &Graph<'_>) -> String {
         }
         None => String::new(),
     }
-}
-
-/// The loop whose body is the step, when parameters are carried through a `while`: its leaf nodes by pair.
-fn enclosing_loop(flow: &Flow<'_, '_>, roles: &Roles, pairs: &Pairs) -> Option<(ComputationId, NodeId)> {
-    let graph = flow.graph;
-    roles.parameters.iter().find_map(|&p| {
-        let state = flow.floats.get(p)?;
-        let site = loop_on_path(graph, pairs.carry.get(state.pair.output)?, state.old)?;
-        let called = &graph.instruction(site)?.called;
-        let body = called.iter().copied().find(|&c| {
-            let root = graph.module.computation(c).and_then(hlo::Computation::root_instruction);
-            root.is_some_and(|r| r.shape.is_tuple())
-        })?;
-        Some((body, site))
-    })
-}
-
-fn loop_on_path(graph: &Graph<'_>, paths: &CarryPaths, input: NodeId) -> Option<NodeId> {
-    paths.trace(input).into_iter().rfind(|&n| graph.op(n) == Op::While)
-}
-
-/// The step inside a loop body, told in terms of the entry's inputs and outputs where they correspond.
-fn in_loop(
-    module: &Module,
-    outer: &Graph<'_>,
-    outer_pairs: &Pairs,
-    body: ComputationId,
-    site: NodeId,
-) -> Result<TrainStep, DiscoverError> {
-    let graph = Graph::new(module, body)?;
-    let count = graph.inputs.len().min(graph.outputs.len());
-    let pairs: Vec<Pair> = (0..count).map(|k| Pair { input: k, output: k, how: Pairing::LoopCarried }).collect();
-    let carry = graph.outputs.iter().map(|&o| CarryPaths::to(&graph, o)).collect();
-    let pairs = Pairs { pairs, carry };
-    let same = |k: &usize| graph.inputs.get(*k) == graph.outputs.get(*k);
-    let invariant: Vec<usize> = (0..count).filter(same).collect();
-    let flow = Flow::new(&graph, &pairs.pairs, &invariant);
-    let roles = roles::assign(&flow, &pairs.carry);
-    let mut step = describe(&graph, &flow, roles, &pairs)?;
-    // Leaf k of the loop is what the entry's pair through it carries.
-    let loop_id = outer.node(site).instruction;
-    let mut leaves: BTreeMap<usize, Pair> = BTreeMap::new();
-    for pair in &outer_pairs.pairs {
-        let Some(&input) = outer.inputs.get(pair.input) else {
-            continue;
-        };
-        let on_path = outer_pairs.carry.get(pair.output).map(|c| c.trace(input)).unwrap_or_default();
-        let leaf = on_path.into_iter().find(|&n| outer.op(n) == Op::While && outer.node(n).instruction == loop_id);
-        if let Some(leaf) = leaf {
-            leaves.insert(outer.node(leaf).leaf, *pair);
-        }
-    }
-    let name = |pair: &Pair| outer.inputs.get(pair.input).map(|&n| display_name(outer, n));
-    for parameter in &mut step.parameters {
-        if let Some(pair) = leaves.get(&parameter.input) {
-            parameter.name = name(pair).unwrap_or_else(|| parameter.name.clone());
-            (parameter.input, parameter.output) = (pair.input, pair.output);
-            parameter.master = parameter.master.map(|m| leaves.get(&m).map_or(m, |p| p.input));
-            for moment in &mut parameter.moments {
-                moment.input = leaves.get(&moment.input).map_or(moment.input, |p| p.input);
-            }
-            if let MomentumStatus::Found(found) = &mut parameter.momentum {
-                for momentum in found {
-                    momentum.input = leaves.get(&momentum.input).map_or(momentum.input, |p| p.input);
-                }
-            }
-        }
-    }
-    for state in &mut step.states {
-        if let Some(pair) = leaves.get(&state.input) {
-            state.name = name(pair).unwrap_or_else(|| state.name.clone());
-            (state.input, state.output) = (pair.input, pair.output);
-        }
-    }
-    step.parameters.sort_by_key(|p| p.input);
-    step.states.sort_by_key(|s| s.input);
-    step.inside_loop = outer.instruction(site).map(|i| i.name.clone());
-    step.loss = None;
-    step.notes.push(format!(
-        "the step is the body of the loop {}; what follows names instructions of {:?}",
-        outer.instruction(site).map(ToString::to_string).unwrap_or_default(),
-        module.computation(body).map(|c| c.name.as_str()).unwrap_or_default(),
-    ));
-    Ok(step)
 }
 
 /// The step in the body of a `shard_map`, with the program's names and numbers for inputs and outputs.

@@ -177,8 +177,9 @@ fn common(set: &[u64], others: &[&[u64]]) -> Row {
     all
 }
 
-/// Assigns roles to the float states.
-pub(super) fn assign(flow: &Flow<'_, '_>, carry: &[CarryPaths]) -> Roles {
+/// Assigns roles to the float states. `reports` are values that the step returns as parts of states that it does not read,
+/// by output.
+pub(super) fn assign(flow: &Flow<'_, '_>, carry: &[CarryPaths], reports: &[(usize, NodeId)]) -> Roles {
     let graph = flow.graph;
     let mut roles = Roles::default();
     let words = flow.floats.len().div_ceil(64).max(1);
@@ -199,7 +200,8 @@ pub(super) fn assign(flow: &Flow<'_, '_>, carry: &[CarryPaths]) -> Roles {
     let sources: Vec<NodeId> = flow.floats.iter().map(|s| s.old).collect();
     let succeeded: BTreeSet<usize> = flow.states.iter().map(|s| s.pair.output).collect();
     let outputs = graph.outputs.iter().copied().enumerate();
-    let free: Vec<(usize, NodeId)> = outputs.filter(|&(k, o)| !succeeded.contains(&k) && flow.tainted[o]).collect();
+    let free = outputs.filter(|(k, _)| !succeeded.contains(k)).chain(reports.iter().copied());
+    let free: Vec<(usize, NodeId)> = free.filter(|&(_, o)| flow.tainted[o]).collect();
     // Most of a step comes after its loss: only what these outputs are computed from is of interest.
     let mut read = NodeMap::new(graph, false);
     free.iter().for_each(|&(_, o)| read[o] = true);

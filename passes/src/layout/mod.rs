@@ -18,6 +18,8 @@
 mod numbers;
 mod structure;
 
+use std::num::NonZeroU32;
+
 use serde::{Deserialize, Serialize};
 
 use crate::policy::{EntropyOf, EntropyPolicy, Policy, PolicyError, Timing};
@@ -41,6 +43,10 @@ pub(crate) const NONE: f32 = -1.0;
 pub struct ControllerLayout {
     /// [`LAYOUT_FORMAT_VERSION`].
     pub format_version: u32,
+    /// Steps of one launch, where the program loops over steps by itself. Where it is more than one, telemetry has it as its
+    /// first dimension, which [`ControllerOutput::dims`] leaves out.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub steps: NonZeroU32,
     /// The policy's `[entropy]` at injection; what of it shapes the graph cannot be changed.
     pub entropy: EntropyPolicy,
     /// Whose gradients are measured where several replicas train together. Structure.
@@ -339,6 +345,7 @@ impl ControllerLayout {
 
         Ok(Self {
             format_version: LAYOUT_FORMAT_VERSION,
+            steps: NonZeroU32::MIN,
             entropy: policy.entropy.clone(),
             entropy_of: policy.replicas.entropy_of,
             gated: policy.gates(),
@@ -467,6 +474,15 @@ impl ControllerLayout {
     pub fn field<'a>(fields: &'a [Field], name: &str) -> Option<&'a Field> {
         fields.iter().find(|f| f.name == name)
     }
+}
+
+fn one() -> NonZeroU32 {
+    NonZeroU32::MIN
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde hands it in so")]
+fn is_one(steps: &NonZeroU32) -> bool {
+    *steps == NonZeroU32::MIN
 }
 
 /// Number of elements of all fields together.

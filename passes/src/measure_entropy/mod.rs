@@ -223,8 +223,8 @@ pub fn statistics_of(
 const TO_SHARD: &str = "SPMDFullToShardShape";
 
 pub(crate) fn refuse_unsupported(module: &Module, step: &TrainStep) -> Result<(), PassError> {
-    if let Some(loop_name) = &step.inside_loop {
-        return Err(PassError::InsideLoop { loop_name: loop_name.clone() });
+    if step.inside_loop.is_some() {
+        return Err(PassError::Needs { pass: "enter-loop" });
     }
     if step.computation != module.entry() {
         let computation = module.computation(step.computation).map_or("another computation", |c| c.name.as_str());

@@ -8,7 +8,7 @@
 //!
 //! It needs the step that `discover` found and appends one output to the program, z as s32\[n\], with one element per
 //! tensor in the order of [`TrainStep::controlled`](passes::TrainStep::controlled). z is exact below 2³¹ elements.
-//! It changes nothing else, and refuses steps inside a loop, where an output of the entry would be of the last step only.
+//! It changes nothing else. Of a step inside a loop it needs the body: between `enter-loop` and `leave-loop` z becomes s32\[K, n\].
 
 use hlo::build::{Builder, ComparisonDirection};
 use hlo::{Module, Opcode, PrimitiveType};
@@ -29,8 +29,8 @@ impl Pass for CountZeros {
 
     fn run(&self, module: &mut Module, context: &mut Context) -> Result<Changed, PassError> {
         let step = context.step()?;
-        if let Some(loop_name) = &step.inside_loop {
-            return Err(PassError::InsideLoop { loop_name: loop_name.clone() });
+        if step.inside_loop.is_some() {
+            return Err(PassError::Needs { pass: "enter-loop" });
         }
         let gradients: Vec<_> = step.controlled().map(|(p, g)| (p.name.clone(), g.measured)).collect();
         if gradients.is_empty() {

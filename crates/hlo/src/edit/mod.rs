@@ -18,6 +18,7 @@ mod enter;
 mod inline;
 mod outline;
 mod specialize;
+mod unpack;
 
 pub use enter::Outside;
 
@@ -65,6 +66,14 @@ pub enum EditError {
         instruction: String,
         /// Its shape.
         shape: String,
+    },
+    /// A computation that should take one tuple takes something else.
+    #[error("{computation:?} has {count} parameters; one that is a tuple was expected")]
+    NotOneTuple {
+        /// The computation.
+        computation: String,
+        /// How many parameters it has.
+        count: usize,
     },
     /// Parameter or output is aliased or donated already.
     #[error("{what} {index} is aliased already")]
