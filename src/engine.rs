@@ -124,6 +124,9 @@ pub enum EngineError {
     },
 }
 
+/// Which GPU kernels may be taken: none whose result depends on the order in which threads come.
+const DETERMINISTIC: [&str; 2] = ["xla_gpu_deterministic_ops", "xla_gpu_exclude_nondeterministic_ops"];
+
 /// The devices of one launch, of one plugin.
 #[derive(Debug, Clone)]
 pub struct Engine {
@@ -238,6 +241,17 @@ impl Engine {
     pub fn isolated(self, worker: Option<Worker>) -> Self {
         let worker = worker.filter(|_| self.client.platform_name() == "cpu");
         Self { worker, ..self }
+    }
+
+    /// Has the compiler of a GPU take kernels alone that give the same bits in every run, where that is asked for. A CPU's do
+    /// anyway, for the same number of threads, and a TPU's.
+    #[must_use]
+    pub fn deterministic(mut self, asked: bool) -> Self {
+        if asked && matches!(self.client.platform_name(), "cuda" | "rocm") {
+            let flags = DETERMINISTIC.map(|flag| (flag.to_owned(), OptionValue::Bool(true)));
+            self.options.env_option_overrides.extend(flags);
+        }
+        self
     }
 
     /// The same engine, which takes programs from a cache and puts there what it compiles.

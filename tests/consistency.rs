@@ -63,6 +63,7 @@ impl Case {
             out: Some(folder.path().join("run")),
             started: Instant::now(),
             worker: None,
+            deterministic: false,
             invocation: None,
             checkpoints: None,
             on_write_error: OnWriteError::Stop,

@@ -72,6 +72,7 @@ fn train(model: &Path, policy: &str, steps: u64, corruption: Option<Corruption>)
         out: Some(folder.path().join("run")),
         started: std::time::Instant::now(),
         worker: None,
+        deterministic: false,
         invocation: None,
         checkpoints: None,
         on_write_error: OnWriteError::Stop,

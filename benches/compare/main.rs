@@ -171,6 +171,7 @@ fn options_of_run(options: &Options, bundle: &Bundle, steps_per_launch: NonZeroU
         cache: None,
         started: Instant::now(),
         worker: None,
+        deterministic: false,
         invocation: None,
         checkpoints: None,
         on_write_error: train::OnWriteError::Stop,

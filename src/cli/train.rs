@@ -48,6 +48,10 @@ pub(super) struct Arguments {
     /// The plugin to run on: a known name, or the path of a library.
     #[arg(long, default_value = "cpu", requires = "model", value_name = "cpu|cuda|tpu|PATH")]
     plugin: String,
+    /// On a GPU, take kernels alone that give the same bits in every run; some are slower. Written down with the run, so that it
+    /// goes on alike.
+    #[arg(long, requires = "model")]
+    deterministic: bool,
     /// Train the step as it is, without a controller.
     #[arg(long, conflicts_with = "policy", requires = "model")]
     no_control: bool,
@@ -129,6 +133,7 @@ impl Arguments {
             seed: self.seed,
             replicas: self.replicating.replicas(),
             plugin: self.plugin.clone(),
+            deterministic: self.deterministic,
             no_control: self.no_control,
             policy,
             corrupt: self.corrupt,
@@ -184,6 +189,7 @@ pub(super) fn run(arguments: Arguments, started: Instant) -> anyhow::Result<Outc
         steps: invocation.steps,
         steps_per_launch: invocation.steps_per_launch,
         seed: invocation.seed,
+        deterministic: invocation.deterministic,
         corruption: invocation.corrupt.map(|share| Corruption { share, seed: u64::from(invocation.seed) }),
         plugin: invocation.plugin.clone(),
         cache: arguments.compiling.cache(),

@@ -33,6 +33,8 @@ pub struct Invocation {
     pub replicas: Option<Replicas>,
     /// Name or path of the plugin.
     pub plugin: String,
+    /// Whether kernels of a GPU are to give the same bits in every run.
+    pub deterministic: bool,
     /// Whether no controller is put in.
     pub no_control: bool,
     /// The controller's policy, where one was given.

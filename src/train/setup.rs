@@ -50,6 +50,8 @@ pub struct Options {
     pub steps_per_launch: Option<NonZeroU32>,
     /// Seeds the initial state and the order of the data.
     pub seed: u32,
+    /// Takes kernels of a GPU alone that give the same bits in every run.
+    pub deterministic: bool,
     /// Training batches to spoil on purpose.
     pub corruption: Option<Corruption>,
     /// Name or path of the plugin.
@@ -197,6 +199,7 @@ impl Setup {
         // A program that is split over devices is refused when it is compiled.
         let replicas = Launch { replicas: manifest.launch.replicas, ..Launch::default() };
         let engine = Engine::open_for(&options.plugin, replicas)?;
+        let engine = engine.deterministic(options.deterministic);
         let engine = engine.with_cache(options.cache.clone()).isolated(options.worker.clone());
         reached("plugin open");
         if let (Some(controller), Some(here)) = (&manifest.controller, engine.kind())
@@ -243,6 +246,7 @@ impl Setup {
             machine: Machine {
                 device: engine.platform(),
                 plugin: engine.plugin_version(),
+                deterministic: options.deterministic,
                 threads: thread::available_parallelism().map_or(1, usize::from),
             },
         };

@@ -36,6 +36,8 @@ pub struct Machine {
     pub device: String,
     /// The plugin and its version.
     pub plugin: String,
+    /// Whether only deterministic kernels were taken.
+    pub deterministic: bool,
     /// Threads that the CPU plugin shares work among; it adds up in another order with another number of them.
     pub threads: usize,
 }
