@@ -442,7 +442,8 @@ fn launches(options: &Options) -> Result<(Option<Bundle>, Option<&Bundle>), Trai
     let bundle = &options.bundle;
     let has = bundle.manifest.launch.steps;
     let steps = options.steps_per_launch.unwrap_or(has);
-    let left = options.steps % u64::from(steps.get());
+    let done = options.resume.as_ref().map_or(0, Resume::done);
+    let left = options.steps.saturating_sub(done) % u64::from(steps.get());
     if has == NonZeroU32::MIN {
         let fused = if steps == has { None } else { Some(bundle.fuse(steps, Platform::of_plugin(&options.plugin))?) };
         return Ok((fused, (left > 0).then_some(bundle)));

@@ -111,6 +111,11 @@ fn several_steps_per_launch_and_replicas_go_on_bit_for_bit() {
     assert_eq!(steps, ["step-000000012", "step-000000020", "step-000000024"]);
     succeed(at.path(), "train --resume parts --steps 42");
     assert_alike(&at.path().join("whole"), &at.path().join("parts"));
+    // What is left is counted from where the run goes on, not from its beginning.
+    succeed(at.path(), "train --resume whole --steps 64");
+    succeed(at.path(), "train --resume parts --steps 50");
+    succeed(at.path(), "train --resume parts --steps 64");
+    assert_alike(&at.path().join("whole"), &at.path().join("parts"));
 }
 
 #[cfg(unix)]
