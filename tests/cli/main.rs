@@ -14,6 +14,7 @@ mod inputs;
 mod plugins;
 mod refusals;
 mod replicas;
+mod reports;
 mod resume;
 mod tiny;
 
