@@ -20,7 +20,8 @@ test:
 test-python:
 	cargo xtask test-python
 
-# A Prometheus server scrapes a run, and runs are killed and go on. Needs `prometheus` and `promtool` (Debian: prometheus).
+# A Prometheus server scrapes a run, a browser shows a report, and runs are killed and go on. Needs `prometheus`, `promtool` and
+# `chromium` (Debian: prometheus, chromium).
 test-ops: plugin
 	cargo xtask test-ops
 

@@ -1,16 +1,13 @@
 //! What the controller saw in one step of a recorded run, which threshold it crossed, and what it did, in words.
 
 use std::fmt::Write as _;
-use std::fs::File;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 use passes::Policy;
 use passes::policy::{TargetKind, Votes};
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use thiserror::Error;
 
+use crate::recorded::{Line, Lines, RecordedError, RunDocument, StepNumber};
 use crate::train::{ControlRecord, GateReason, StepRecord};
 
 /// Tensors that are named one by one.
@@ -19,34 +16,9 @@ const NAMED: usize = 3;
 /// Why a step cannot be explained.
 #[derive(Debug, Error)]
 pub enum ExplainError {
-    /// The folder is no run, or cannot be read.
-    #[error("cannot read {}: {source}; a run's folder holds run.json and metrics.jsonl", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        source: std::io::Error,
-    },
-    /// A document is damaged.
-    #[error("{}, line {line}: {message}", path.display())]
-    Document {
-        /// The file.
-        path: PathBuf,
-        /// Line, from 1.
-        line: usize,
-        /// What is wrong.
-        message: String,
-    },
-    /// A document of another version.
-    #[error("{} has format_version {found}; this version of entropic reads {expected}", path.display())]
-    FormatVersion {
-        /// The file.
-        path: PathBuf,
-        /// The version found.
-        found: u32,
-        /// The version read.
-        expected: u32,
-    },
+    /// The run cannot be read.
+    #[error(transparent)]
+    Recorded(#[from] RecordedError),
     /// The run has no such step.
     #[error("{} has no step {step}{}", run.display(), match last {
         Some(last) => format!("; its last one is {last}"),
@@ -79,23 +51,13 @@ pub enum ExplainError {
     },
 }
 
-/// What `run.json` says that is needed here.
-#[derive(Debug, Deserialize)]
-struct Run {
-    format_version: u32,
-    model: String,
-    policy: Option<Policy>,
-    tensors: Vec<String>,
-    loss_unit: String,
-}
-
 /// Explains one step of the run in `folder`.
 ///
 /// # Errors
 ///
 /// Where the folder is no run of a controlled step, or the run has no such step.
 pub fn explain(folder: &Path, step: u64) -> Result<String, ExplainError> {
-    let run = read_run(folder)?;
+    let run = RunDocument::read(folder)?;
     let policy = run.policy.as_ref().ok_or_else(|| ExplainError::NotControlled { run: folder.to_owned() })?;
     let (before, record) = read_steps(folder, step)?;
     let control = record.control.as_ref().ok_or_else(|| ExplainError::Incomplete { run: folder.to_owned(), step })?;
@@ -106,44 +68,18 @@ pub fn explain(folder: &Path, step: u64) -> Result<String, ExplainError> {
     Ok(text)
 }
 
-fn read_run(folder: &Path) -> Result<Run, ExplainError> {
-    let path = folder.join("run.json");
-    let text = std::fs::read_to_string(&path).map_err(|source| ExplainError::Read { path: path.clone(), source })?;
-    let run: Run = serde_json::from_str(&text).map_err(|e| ExplainError::Document {
-        path: path.clone(),
-        line: e.line(),
-        message: e.to_string(),
-    })?;
-    if run.format_version != crate::train::RUN_FORMAT_VERSION {
-        let (found, expected) = (run.format_version, crate::train::RUN_FORMAT_VERSION);
-        return Err(ExplainError::FormatVersion { path, found, expected });
-    }
-    Ok(run)
-}
-
-fn parse<T: DeserializeOwned>(path: &Path, line: usize, text: &str) -> Result<T, ExplainError> {
-    let damaged = |e: serde_json::Error| ExplainError::Document { path: path.to_owned(), line, message: e.to_string() };
-    serde_json::from_str(text).map_err(damaged)
-}
-
-/// What tells the steps of a run apart, without the rest of their records.
-#[derive(Debug, Deserialize)]
-struct StepNumber {
-    step: u64,
-}
-
 /// The record of a step, and of the one before it.
 fn read_steps(folder: &Path, step: u64) -> Result<(Option<StepRecord>, StepRecord), ExplainError> {
-    let path = folder.join("metrics.jsonl");
-    let failed = |source| ExplainError::Read { path: path.clone(), source };
-    let mut before = None;
+    let mut lines = Lines::open(folder)?;
+    let mut before: Option<Line> = None;
     let mut last = None;
-    for (number, line) in (1..).zip(BufReader::new(File::open(&path).map_err(failed)?).lines()) {
-        let line = line.map_err(failed)?;
-        let StepNumber { step: found } = parse(&path, number, &line)?;
-        if found == step {
-            let before = before.map(|line: String| parse(&path, number - 1, &line)).transpose()?;
-            return Ok((before, parse(&path, number, &line)?));
+    while let Some(line) = lines.next_line()? {
+        let Some(StepNumber { step: found }) = lines.parse(&line)? else { break };
+        if found == step
+            && let Some(record) = lines.parse(&line)?
+        {
+            let before = before.map(|line| lines.parse(&line)).transpose()?.flatten();
+            return Ok((before, record));
         }
         before = Some(line);
         last = Some(found);
@@ -153,7 +89,7 @@ fn read_steps(folder: &Path, step: u64) -> Result<(Option<StepRecord>, StepRecor
 
 fn tell(
     text: &mut String,
-    run: &Run,
+    run: &RunDocument,
     policy: &Policy,
     record: &StepRecord,
     control: &ControlRecord,
@@ -312,7 +248,12 @@ fn seen(text: &mut String, policy: &Policy, control: &ControlRecord) -> std::fmt
 }
 
 /// What the laws came to, and what they moved.
-fn laws(text: &mut String, run: &Run, control: &ControlRecord, before: Option<&ControlRecord>) -> std::fmt::Result {
+fn laws(
+    text: &mut String,
+    run: &RunDocument,
+    control: &ControlRecord,
+    before: Option<&ControlRecord>,
+) -> std::fmt::Result {
     if let (Some(lr), Some(momentum)) = (control.lr_scale, control.momentum_scale) {
         writeln!(
             text,
@@ -352,7 +293,7 @@ fn laws(text: &mut String, run: &Run, control: &ControlRecord, before: Option<&C
 }
 
 /// The tensors that stand out.
-fn tensors(text: &mut String, run: &Run, control: &ControlRecord) -> std::fmt::Result {
+fn tensors(text: &mut String, run: &RunDocument, control: &ControlRecord) -> std::fmt::Result {
     let mut norms: Vec<_> = run.tensors.iter().zip(&control.tensor_norm).collect();
     norms.sort_by(|a, b| b.1.total_cmp(a.1));
     let odd: Vec<_> = norms.iter().filter(|(_, norm)| !norm.is_finite()).map(|(name, _)| name.as_str()).collect();

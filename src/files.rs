@@ -4,11 +4,11 @@
 //! takes the final name in one step. A failure leaves what was there before.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
-use tempfile::{Builder, TempDir};
+use tempfile::{Builder, NamedTempFile, TempDir};
 use thiserror::Error;
 
 /// A file or folder that could not be written.
@@ -38,15 +38,55 @@ pub enum WriteError {
 ///
 /// Where the target is a folder, or the system refuses; the old content stays then.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<(), WriteError> {
-    let failed = |source| WriteError::Io { path: path.to_owned(), source };
-    if path.is_dir() {
-        return Err(WriteError::Occupied { path: path.to_owned(), what: "a folder" });
+    let mut staged = StagedFile::new(path)?;
+    staged.write(bytes)?;
+    staged.commit()
+}
+
+/// A file under construction, beside its final place; gone on drop unless [`StagedFile::commit`] was called.
+#[derive(Debug)]
+pub struct StagedFile {
+    target: PathBuf,
+    file: BufWriter<NamedTempFile>,
+}
+
+impl StagedFile {
+    /// Starts a file that will become `target`.
+    ///
+    /// # Errors
+    ///
+    /// Where `target` is a folder, or the system refuses.
+    pub fn new(target: &Path) -> Result<Self, WriteError> {
+        if target.is_dir() {
+            return Err(WriteError::Occupied { path: target.to_owned(), what: "a folder" });
+        }
+        let failed = |source| WriteError::Io { path: target.to_owned(), source };
+        let file = builder(0o666).tempfile_in(parent(target)).map_err(failed)?;
+        Ok(Self { target: target.to_owned(), file: BufWriter::new(file) })
     }
-    let mut file = builder(0o666).tempfile_in(parent(path)).map_err(failed)?;
-    file.write_all(bytes).map_err(failed)?;
-    file.as_file().sync_all().map_err(failed)?;
-    file.persist(path).map_err(|e| failed(e.error))?;
-    sync_folder(parent(path)).map_err(failed)
+
+    /// Appends to it.
+    ///
+    /// # Errors
+    ///
+    /// Where the system refuses.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
+        self.file.write_all(bytes).map_err(|source| WriteError::Io { path: self.target.clone(), source })
+    }
+
+    /// Gives the file its final name; an old one of that name goes.
+    ///
+    /// # Errors
+    ///
+    /// Where the system refuses; the old content stays then.
+    pub fn commit(self) -> Result<(), WriteError> {
+        let Self { target, file } = self;
+        let failed = |source| WriteError::Io { path: target.clone(), source };
+        let file = file.into_inner().map_err(|e| failed(e.into_error()))?;
+        file.as_file().sync_all().map_err(failed)?;
+        file.persist(&target).map_err(|e| failed(e.error))?;
+        sync_folder(parent(&target)).map_err(failed)
+    }
 }
 
 /// A folder under construction, beside its final place; gone on drop unless [`StagedFolder::commit`] was called.

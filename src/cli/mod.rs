@@ -5,12 +5,14 @@
 
 mod audit;
 mod cache;
+mod compare;
 mod diff;
 mod explain;
 mod inject;
 mod inspect;
 mod plugin;
 mod progress;
+mod report;
 mod show;
 mod train;
 mod worker;
@@ -58,6 +60,10 @@ enum Command {
     Train(train::Arguments),
     /// Say in words what the controller saw and did in one step of a run.
     Explain(explain::Arguments),
+    /// Show a run as one page: losses, entropies, scales, what the gates did.
+    Report(report::Arguments),
+    /// Compare runs: what was asked for, what they came to, and the first step that differs.
+    Compare(compare::Arguments),
     /// Compare two modules, instruction by instruction.
     Diff(diff::Arguments),
     /// Print a module as HLO text.
@@ -142,6 +148,8 @@ impl Cli {
             Command::Inject(arguments) => inject::run(&arguments),
             Command::Audit(arguments) => audit::run(&arguments),
             Command::Explain(arguments) => explain::run(&arguments),
+            Command::Report(arguments) => report::run(&arguments),
+            Command::Compare(arguments) => compare::run(&arguments),
             Command::Diff(arguments) => diff::run(&arguments),
             Command::Show(arguments) => show::run(&arguments),
             Command::Plugin(arguments) => plugin::run(&arguments),

@@ -8,7 +8,7 @@ use super::consistency::Consistency;
 use super::record::{ControlRecord, GateReason};
 
 /// How a run ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Ending {
     /// All steps were done.
@@ -21,8 +21,21 @@ pub enum Ending {
     Inconsistent,
 }
 
+impl Ending {
+    /// In words.
+    #[must_use]
+    pub fn told(self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::Interrupted => "interrupted",
+            Self::Stopped => "stopped by the controller",
+            Self::Inconsistent => "ended because replicas differed",
+        }
+    }
+}
+
 /// What a run came to.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// Version of this format.
     pub format_version: u32,
@@ -53,11 +66,13 @@ pub struct Summary {
     /// What comparing replicas found; `null` where they are not compared.
     pub consistency: Option<Consistency>,
     /// The steps from which the run went on after it had ended early, in order.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub resumed_from: Vec<u64>,
     /// Steps in the last checkpoint that was written; `null` where there is none.
+    #[serde(default)]
     pub checkpoint: Option<u64>,
     /// Checkpoints that could not be written.
+    #[serde(default)]
     pub checkpoints_failed: u64,
     /// The run's folder.
     #[serde(skip)]

@@ -15,6 +15,7 @@ mod loops;
 mod plugins;
 mod refusals;
 mod replicas;
+mod reports;
 mod resume;
 mod tiny;
 

@@ -278,7 +278,10 @@ fn runs_that_cannot_be_explained() {
     let text = fs::read_to_string(&metrics).unwrap();
     fs::write(&metrics, text.replace("\"norm\":", "\"size\":")).unwrap();
     refused(at.path(), "explain run --step 0", &["metrics.jsonl", "no complete record", "another version"]);
+    // A line that was cut short is not there; one that others follow is damaged.
     fs::write(&metrics, &text[..text.len() / 4]).unwrap();
+    refused(at.path(), "explain run --step 0", &["run has no step 0", "none at all"]);
+    fs::write(&metrics, format!("{}\n{text}", &text[..text.len() / 4])).unwrap();
     refused(at.path(), "explain run --step 1", &["metrics.jsonl, line 1"]);
 }
 

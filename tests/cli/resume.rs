@@ -97,6 +97,14 @@ fn a_run_that_was_killed_goes_on_bit_for_bit() {
         assert_eq!(summaries[0][key], summaries[1][key], "{key}");
     }
     assert!(!summaries[1]["resumed_from"].as_array().unwrap().is_empty());
+    let told = succeed(at.path(), "compare whole killed");
+    assert!(told.contains("whole and killed are the same in all 600 steps, up to times"), "{told}");
+    assert!(!told.contains("policy.") && !told.contains("seed"), "{told}");
+    succeed(at.path(), "report killed");
+    let page = fs::read_to_string(killed.join("report.html")).unwrap();
+    for text in ["went on after an end", "steps of 600, complete", "held-out loss", "after 600 steps"] {
+        assert!(page.contains(text), "{text}");
+    }
 }
 
 #[test]

@@ -25,7 +25,7 @@ enum Task {
     XlaRs,
     /// Everything that needs JAX: installs it into .venv, then runs the Python tests offline.
     TestPython,
-    /// What needs other programs: Prometheus scrapes a run; and runs are killed and go on.
+    /// What needs other programs: Prometheus scrapes a run, Chromium shows a report; and runs are killed and go on.
     TestOps,
     /// Export the committed bundles again, into models/.
     Models(Models),
@@ -91,7 +91,7 @@ fn test_python() -> Result<()> {
 }
 
 fn test_ops() -> Result<()> {
-    cargo(&["test", "--package", "entropic", "--test", "prometheus", "--", "--ignored"])?;
+    cargo(&["test", "--package", "entropic", "--test", "prometheus", "--test", "report_browser", "--", "--ignored"])?;
     crash::crash(&crash::Options::default())
 }
 
