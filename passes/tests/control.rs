@@ -244,7 +244,10 @@ fn the_delayed_scale_is_that_of_the_step_before() {
     for t in 0..60 {
         let fed = wandering(&mut random, t);
         let [sync, delayed] = pairs.each_mut().map(|pair| pair.step(&fed).0.scales);
-        assert_eq!(delayed, before, "step {t}");
+        // Two programs: an exponential may round in another way.
+        let close =
+            delayed.iter().zip(&before).all(|(a, b): (&f32, &f32)| (a - b).abs() <= 4.0 * f32::EPSILON * b.abs());
+        assert!(close, "step {t}: {delayed:?}, {before:?}");
         before = sync;
     }
     assert!(before.iter().any(|&s| s != 1.0));

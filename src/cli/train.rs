@@ -264,6 +264,9 @@ impl Watched {
         let metrics = Arc::new(RunMetrics::new(labels, options.steps, &tensors, most_tensors));
         let server = Server::start(address, Arc::clone(&metrics))?;
         eprintln!("metrics at http://{}/metrics", server.address());
+        if !server.address().ip().is_loopback() {
+            eprintln!("warning: whoever reaches that address can read them; there is no password");
+        }
         if tensors.len() > most_tensors {
             eprintln!("{} of {} tensors have series of their own (--metrics-tensors)", most_tensors, tensors.len());
         }
