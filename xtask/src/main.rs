@@ -91,7 +91,7 @@ fn test_python() -> Result<()> {
 }
 
 fn test_ops() -> Result<()> {
-    cargo(&["test", "--package", "entropic", "--test", "prometheus", "--test", "report_browser", "--", "--ignored"])?;
+    cargo(&["test", "--workspace", "--test", "prometheus", "--test", "report_browser", "--", "--ignored"])?;
     crash::crash(&crash::Options::default())
 }
 
