@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Take};
 use std::marker::PhantomData;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use passes::Policy;
@@ -14,7 +15,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use thiserror::Error;
 
-use crate::train::checkpoint::Tallies;
+use crate::train::checkpoint::{Store, Tallies};
 use crate::train::{RUN_FORMAT_VERSION, StepRecord, Summary};
 
 /// Why a run cannot be read.
@@ -147,12 +148,7 @@ pub fn last_checkpoint(folder: &Path) -> Option<LastCheckpoint> {
         step: u64,
         tallies: Tallies,
     }
-    let entries = std::fs::read_dir(folder.join("checkpoints")).ok()?.filter_map(Result::ok);
-    let newest = entries.map(|entry| entry.path()).filter(|path| {
-        let name = path.file_name().and_then(|name| name.to_str());
-        name.is_some_and(|name| name.starts_with("step-"))
-    });
-    let Manifest { step, tallies } = document(&newest.max()?.join("checkpoint.json")).ok()?;
+    let Manifest { step, tallies } = document(&Store::new(folder, NonZeroUsize::MIN).newest_document()?).ok()?;
     Some(LastCheckpoint { step, resumed_from: tallies.resumed_from })
 }
 

@@ -25,7 +25,7 @@ pub(super) struct MetricsFile {
 impl MetricsFile {
     /// Makes the file.
     pub(super) fn create(path: &Path) -> io::Result<Self> {
-        Self::lock(File::options().write(true).create(true).truncate(false).open(path)?, 0)
+        Self::reopen(path, 0)
     }
 
     /// Opens the file and forgets what comes after its first `keep` bytes. It may be shorter.

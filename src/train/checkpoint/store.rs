@@ -142,6 +142,13 @@ impl Store {
         })
     }
 
+    /// The document of the newest checkpoint, whole or not; nothing where there is none, or they cannot be listed.
+    #[must_use]
+    pub fn newest_document(&self) -> Option<PathBuf> {
+        let (_, path) = self.list().ok()?.pop()?;
+        Some(path.join(format::MANIFEST))
+    }
+
     /// Removes checkpoints of more steps than these: those of a future that the run has gone back from.
     ///
     /// # Errors
