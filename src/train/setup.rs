@@ -343,12 +343,17 @@ impl Setup {
         reached("run folder made");
         let checkpoints = options.checkpoints.map(|checkpointing| {
             let store = Store::new(folder.path(), checkpointing.keep);
-            Checkpoints::new(checkpointing, store, manifest, fingerprint)
+            if let Some(found) = found {
+                // Newer ones are damaged. They would take the places of good ones among those that are kept.
+                store.forget_after(found.checkpoint.step).map_err(ResumeError::from)?;
+            }
+            Ok::<_, ResumeError>(Checkpoints::new(checkpointing, store, manifest, fingerprint))
         });
+        let checkpoints = checkpoints.transpose()?;
         let before = found.map(|found| {
-            let Checkpoint { step, mut tallies, .. } = found.checkpoint.clone();
-            tallies.resumed_from.push(step);
-            (step, tallies)
+            let mut tallies = found.checkpoint.tallies.clone();
+            tallies.resumed_from.push(found.checkpoint.step);
+            (found.checkpoint.step, tallies)
         });
         Ok(Self {
             engine,

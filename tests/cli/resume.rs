@@ -172,6 +172,15 @@ fn a_damaged_checkpoint_is_told_and_passed_over() {
     }
     assert_eq!(records(&path), whole);
 
+    // One that is damaged takes no place among those that are kept.
+    let newest = checkpoints(&path).pop().unwrap();
+    fs::write(newest.join("state.safetensors"), "damaged").unwrap();
+    let line = "train --resume run --checkpoint-every 5 --keep 1 --steps 55";
+    let ran = run(at.path(), &line.split(' ').collect::<Vec<_>>());
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    let kept: Vec<_> = checkpoints(&path).iter().map(|p| p.file_name().unwrap().to_owned()).collect();
+    assert_eq!(kept, ["step-000000055"]);
+
     for checkpoint in checkpoints(&path) {
         fs::remove_file(checkpoint.join("checkpoint.json")).unwrap();
     }
