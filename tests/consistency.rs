@@ -8,16 +8,16 @@ use std::num::NonZeroU32;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
 
+use entropic::bundle::Bundle;
 use entropic::bundle::manifest::{InputRole, Launch};
 use entropic::cache::CompileCache;
 use entropic::engine::Engine;
 use entropic::model::Model;
 use entropic::target::Platform;
 use entropic::train::{
-    ConsistencyCheck, Ending, IN_FLIGHT, Observer, OnWriteError, Options, ReplicaRecord, Setup, Silent, StepRecord,
-    Trainer, run_prepared,
+    ConsistencyCheck, Ending, IN_FLIGHT, Observer, Options, ReplicaRecord, Setup, Silent, StepRecord, Trainer,
+    run_prepared,
 };
 use passes::policy::ReplicasPolicy;
 use passes::{Policy, Reduction, Replicas};
@@ -36,7 +36,9 @@ impl Observer for Recorder {
 
 /// A run of the bundle `mlp` on two replicas, under a policy that has these lines in `[replicas]`.
 struct Case {
-    options: Options,
+    bundle: Bundle,
+    /// Steps that a run to its end does.
+    steps: u64,
     folder: TempDir,
 }
 
@@ -49,34 +51,21 @@ impl Case {
         let replicas = Replicas { count: NonZeroU32::new(2).unwrap(), reduction: Reduction::Mean, weighting: None };
         let policy = Policy::parse(&format!("[replicas]\n{lines}")).unwrap();
         let model = Model::open(&root.join("models/mlp")).unwrap();
-        let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("executables");
-        let options = Options {
-            bundle: model.inject_into(&policy, Platform::Cpu, Some(replicas)).unwrap(),
-            policy: None,
-            data: vec![folder.path().join("text")],
-            steps: 0,
-            steps_per_launch: None,
-            seed: 0,
-            corruption: None,
-            plugin: "cpu".to_owned(),
-            cache: Some(CompileCache::open(&cache, 1 << 30).unwrap()),
-            out: Some(folder.path().join("run")),
-            started: Instant::now(),
-            worker: None,
-            deterministic: false,
-            invocation: None,
-            checkpoints: None,
-            on_write_error: OnWriteError::Stop,
-            resume: None,
-        };
-        Self { options, folder }
+        let bundle = model.inject_into(&policy, Platform::Cpu, Some(replicas)).unwrap();
+        Self { bundle, steps: 0, folder }
     }
 
     fn trainer(&self) -> Trainer {
         // All tests want the same programs, and what one has compiled the others take from the cache.
         static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
         let _compiling = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-        Trainer::new(Setup::new(&self.options, &mut Silent).expect("the CPU plugin is missing: run `make plugin`"))
+        let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("executables");
+        let options = Options {
+            cache: Some(CompileCache::open(&cache, 1 << 30).unwrap()),
+            out: Some(self.folder.path().join("run")),
+            ..Options::new(self.bundle.clone(), vec![self.folder.path().join("text")], self.steps, "cpu")
+        };
+        Trainer::new(Setup::new(options, &mut Silent).expect("the CPU plugin is missing: run `make plugin`"))
     }
 
     fn json(&self, file: &str) -> Value {
@@ -92,7 +81,7 @@ fn train(trainer: &mut Trainer, steps: u64) -> (Ending, Vec<(u64, ReplicaRecord)
 
 /// Flips one bit of a state on the last replica; returns the state's name.
 fn desynchronise(case: &Case, trainer: &mut Trainer, input: usize) -> String {
-    let declared = &case.options.bundle.manifest.inputs[input];
+    let declared = &case.bundle.manifest.inputs[input];
     let last = trainer.setup().engine.devices() - 1;
     let mut bytes = trainer.setup().stepper.state_on(last, input).unwrap().to_vec().unwrap();
     let middle = bytes.len() / 2;
@@ -104,7 +93,7 @@ fn desynchronise(case: &Case, trainer: &mut Trainer, input: usize) -> String {
 
 /// Names of the states that two replicas do not hold alike, by their bytes.
 fn differing(case: &Case, trainer: &Trainer) -> Vec<String> {
-    let inputs = case.options.bundle.manifest.inputs.iter().enumerate();
+    let inputs = case.bundle.manifest.inputs.iter().enumerate();
     let held = |device, input| trainer.setup().stepper.state_on(device, input).map(|b| b.to_vec().unwrap());
     inputs.filter(|&(input, _)| held(0, input) != held(1, input)).map(|(_, i)| i.name.clone()).collect()
 }
@@ -112,14 +101,14 @@ fn differing(case: &Case, trainer: &Trainer) -> Vec<String> {
 #[test]
 fn a_clean_run_is_compared_and_always_alike() {
     let mut case = Case::new("check_every = 4");
-    case.options.steps = 9;
+    case.steps = 9;
     let mut recorder = Recorder::default();
-    let summary = run_prepared(case.trainer(), &case.options, &AtomicBool::new(false), &mut recorder).unwrap();
+    let summary = run_prepared(case.trainer(), &AtomicBool::new(false), &mut recorder).unwrap();
     assert_eq!(summary.ending, Ending::Complete);
     // Before the first step, after 4 and 8, and after the last.
     let consistency = summary.consistency.unwrap();
     assert_eq!((consistency.replica_checks_total, consistency.replica_mismatches_total), (4, 0));
-    let manifest = &case.options.bundle.manifest;
+    let manifest = &case.bundle.manifest;
     let held = manifest.inputs.iter().filter(|i| i.role != InputRole::Batch);
     assert_eq!(consistency.states, held.count());
     assert!(consistency.cost.bytes > 100_000 && consistency.seconds_per_check.unwrap() > 0.0, "{consistency:?}");
@@ -142,7 +131,7 @@ fn one_replica_alone_and_a_policy_that_asks_for_none_compare_nothing() {
     let launch = |replicas: u32| Launch { replicas: NonZeroU32::new(replicas).unwrap(), ..Launch::default() };
     let none = |replicas, policy: &ReplicasPolicy| {
         let engine = Engine::open_for("cpu", launch(replicas)).unwrap();
-        ConsistencyCheck::new(&engine, &case.options.bundle, policy).unwrap().is_none()
+        ConsistencyCheck::new(&engine, &case.bundle, policy).unwrap().is_none()
     };
     assert!(none(1, &ReplicasPolicy::default()));
     assert!(none(2, &ReplicasPolicy { check_every: 0, ..ReplicasPolicy::default() }));
@@ -151,6 +140,7 @@ fn one_replica_alone_and_a_policy_that_asks_for_none_compare_nothing() {
 #[test]
 fn a_replica_that_differs_ends_the_run_in_order_and_is_named() {
     let mut case = Case::new("check_every = 4");
+    case.steps = 5;
     let mut trainer = case.trainer();
     assert_eq!(trainer.compare_at_start().unwrap(), None);
     assert_eq!(train(&mut trainer, 2).0, Ending::Complete);
@@ -165,8 +155,7 @@ fn a_replica_that_differs_ends_the_run_in_order_and_is_named() {
     let first = trainer.consistency().unwrap().first_mismatch.clone().unwrap();
     assert_eq!(first.told(), format!("after 4 steps these are not as on replica 0: {name} (replica 1)"));
     // What is left of such a run is complete.
-    case.options.steps = 5;
-    let summary = run_prepared(trainer, &case.options, &AtomicBool::new(false), &mut Silent).unwrap();
+    let summary = run_prepared(trainer, &AtomicBool::new(false), &mut Silent).unwrap();
     assert_eq!((summary.ending, summary.held_out_after.is_some()), (Ending::Inconsistent, true));
     assert!(summary.steps < 3 + IN_FLIGHT as u64 + 2, "it went on for {} steps", summary.steps);
     let json = case.json("summary.json");

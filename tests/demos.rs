@@ -12,7 +12,7 @@ use std::sync::atomic::AtomicBool;
 
 use entropic::model::Model;
 use entropic::target::Platform;
-use entropic::train::{self, Corruption, Fault, GateReason, Observer, OnWriteError, Options, StepRecord, Summary};
+use entropic::train::{self, Corruption, Fault, GateReason, Observer, Options, StepRecord, Summary};
 use passes::Policy;
 
 /// The gate is armed when the first steep fall of the norm is over; these runs end before the default warmup does.
@@ -59,27 +59,11 @@ fn train(model: &Path, policy: &str, steps: u64, corruption: Option<Corruption>)
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("text");
     std::fs::write(&data, text()).unwrap();
-    let options = Options {
-        bundle: Model::open(model).unwrap().inject(&Policy::parse(policy).unwrap(), Platform::Cpu).unwrap(),
-        policy: None,
-        data: vec![data],
-        steps,
-        steps_per_launch: None,
-        seed: 0,
-        corruption,
-        plugin: "cpu".to_owned(),
-        cache: None,
-        out: Some(folder.path().join("run")),
-        started: std::time::Instant::now(),
-        worker: None,
-        deterministic: false,
-        invocation: None,
-        checkpoints: None,
-        on_write_error: OnWriteError::Stop,
-        resume: None,
-    };
+    let bundle = Model::open(model).unwrap().inject(&Policy::parse(policy).unwrap(), Platform::Cpu).unwrap();
+    let options =
+        Options { corruption, out: Some(folder.path().join("run")), ..Options::new(bundle, vec![data], steps, "cpu") };
     let mut recorder = Recorder::default();
-    let summary = train::run(&options, &AtomicBool::new(false), &mut recorder)
+    let summary = train::run(options, &AtomicBool::new(false), &mut recorder)
         .expect("if the CPU plugin is missing, run `make plugin`");
     (recorder.0, summary)
 }

@@ -66,7 +66,7 @@ fn train(
     run: &Path,
 ) -> Result<impl FnMut(u64) -> Result<f64> + 'static> {
     let options = crate::options_of_run(options, bundle, steps, run);
-    let mut trainer = Trainer::new(Setup::new(&options, &mut Silent)?);
+    let mut trainer = Trainer::new(Setup::new(options, &mut Silent)?);
     let (interrupt, per_launch) = (AtomicBool::new(false), u64::from(steps.get()));
     Ok(move |steps| {
         whole_launches(steps, per_launch, |launches| {

@@ -134,7 +134,7 @@ fn train_loop(options: &Options, schedule: Schedule) -> Result<Samples> {
     let folder = tempfile::tempdir()?;
     let bundle = Bundle::open(&options.model)?;
     let options_of_run = options_of_run(options, &bundle, NonZeroU32::MIN, &folder.path().join("run"));
-    let setup = Setup::new(&options_of_run, &mut Silent)?;
+    let setup = Setup::new(options_of_run, &mut Silent)?;
     let versions = vec![plugin(&setup.engine)];
     let initial = Initial::new(&setup.engine, &bundle, &text())?;
     let upload = |bytes: &[u8], dtype, shape: &[i64]| Ok(setup.engine.upload(bytes, dtype, shape)?);
@@ -160,23 +160,9 @@ fn train_loop(options: &Options, schedule: Schedule) -> Result<Samples> {
 /// A run of any number of steps.
 fn options_of_run(options: &Options, bundle: &Bundle, steps_per_launch: NonZeroU32, out: &Path) -> train::Options {
     train::Options {
-        bundle: bundle.clone(),
-        policy: None,
-        data: text(),
-        steps: 0,
         steps_per_launch: Some(steps_per_launch),
-        seed: 0,
-        corruption: None,
-        plugin: options.plugin.clone(),
-        cache: None,
-        started: Instant::now(),
-        worker: None,
-        deterministic: false,
-        invocation: None,
-        checkpoints: None,
-        on_write_error: train::OnWriteError::Stop,
-        resume: None,
         out: Some(out.to_owned()),
+        ..train::Options::new(bundle.clone(), text(), 0, &options.plugin)
     }
 }
 

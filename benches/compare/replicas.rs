@@ -41,7 +41,7 @@ pub(crate) fn compare(options: &Options, schedule: Schedule) -> Result<Samples> 
             let tensors = controller.layout.tensors.len();
             let out = folder.path().join(format!("{entropy_of}-{count}"));
             let options = crate::options_of_run(options, &bundle, NonZeroU32::MIN, &out);
-            Ok((Rc::new(RefCell::new(Trainer::new(Setup::new(&options, &mut Silent)?))), tensors))
+            Ok((Rc::new(RefCell::new(Trainer::new(Setup::new(options, &mut Silent)?))), tensors))
         };
         let (global, tensors) = prepare("global")?;
         let (local, _) = prepare("local-mean")?;

@@ -204,17 +204,18 @@ pub(super) fn run(arguments: Arguments, started: Instant) -> anyhow::Result<Outc
     if let Some(controller) = &options.bundle.manifest.controller {
         eprint!("{}", super::inject::snapshot_cost(&controller.layout));
     }
-    let setup = Setup::new(&options, &mut Progress::new())?;
-    let metrics =
-        arguments.metrics_addr.map(|address| Watched::start(&setup, &options, address, arguments.metrics_tensors));
+    let setup = Setup::new(options, &mut Progress::new())?;
+    let metrics = arguments.metrics_addr.map(|address| Watched::start(&setup, address, arguments.metrics_tensors));
     let mut observer = Both(Progress::new(), metrics.transpose()?);
-    let summary = train::run_prepared(Trainer::new(setup), &options, &INTERRUPT, &mut observer)?;
+    let summary = train::run_prepared(Trainer::new(setup), &INTERRUPT, &mut observer)?;
     print(&report(&summary))?;
     match summary.ending {
         Ending::Complete => Ok(Outcome::Done),
         Ending::Interrupted => Ok(Outcome::Interrupted),
         Ending::Inconsistent => bail!(
-            "replicas do not hold the same: {}. A device computed something else than the others, or a value was damaged; which              replica is right cannot be told from this. {} names all of them; `replicas.on_mismatch = \"copy\"` in the policy goes              on with the states of replica 0",
+            "replicas do not hold the same: {}. A device computed something else than the others, or a value was damaged; which \
+             replica is right cannot be told from this. {} names all of them; `replicas.on_mismatch = \"copy\"` in the policy goes \
+             on with the states of replica 0",
             summary
                 .consistency
                 .as_ref()
@@ -253,15 +254,15 @@ struct Watched {
 }
 
 impl Watched {
-    fn start(setup: &Setup, options: &Options, address: SocketAddr, most_tensors: usize) -> anyhow::Result<Self> {
+    fn start(setup: &Setup, address: SocketAddr, most_tensors: usize) -> anyhow::Result<Self> {
         let labels = RunLabels {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            model: options.bundle.manifest.name.clone(),
+            model: setup.model.clone(),
             run: setup.folder.path().display().to_string(),
             device: setup.engine.platform(),
         };
         let tensors: Vec<&str> = setup.telemetry.iter().flat_map(|telemetry| telemetry.tensors()).collect();
-        let metrics = Arc::new(RunMetrics::new(labels, options.steps, &tensors, most_tensors));
+        let metrics = Arc::new(RunMetrics::new(labels, setup.steps, &tensors, most_tensors));
         let server = Server::start(address, Arc::clone(&metrics))?;
         eprintln!("metrics at http://{}/metrics", server.address());
         if !server.address().ip().is_loopback() {

@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use hlo::PrimitiveType;
 
@@ -26,13 +27,16 @@ const HELD_OUT_ROWS: usize = 256;
 /// Makes the batches of every step and every replica from text or from arrays.
 #[derive(Debug)]
 pub struct BatchMaker {
-    source: Source,
+    /// Shared with who makes its checksum.
+    source: Arc<Source>,
     inputs: Vec<BatchInput>,
     /// Rows that one replica takes in one step.
     rows: usize,
     replicas: usize,
     seed: u64,
     corruption: Option<Corruption>,
+    /// One window of text.
+    window: Vec<u8>,
     /// By batch input: the batch made last, as the device wants it.
     bytes: Vec<Vec<u8>>,
 }
@@ -41,8 +45,6 @@ pub struct BatchMaker {
 enum Source {
     Text {
         split: Split,
-        /// One window.
-        window: Vec<u8>,
         /// Bytes of a token on the device.
         width: usize,
     },
@@ -109,7 +111,9 @@ impl BatchMaker {
             })
             .collect();
         let bytes = inputs.iter().map(|_| Vec::new()).collect();
-        Ok(Self { source, inputs, rows, replicas: replicas(manifest), seed, corruption, bytes })
+        let window = vec![0; manifest.data.as_ref().map_or(0, |data| data.window)];
+        let source = Arc::new(source);
+        Ok(Self { source, inputs, rows, replicas: replicas(manifest), seed, corruption, window, bytes })
     }
 
     /// What is wrong, on purpose, with the training batch of a step.
@@ -126,13 +130,13 @@ impl BatchMaker {
         let global = self.replicas.saturating_mul(self.rows) as u128;
         for step in steps {
             for row in (first..).take(self.rows) {
-                match &mut self.source {
-                    Source::Text { split, window, width } => {
-                        split.training_window(self.seed, step, row as u64, window);
+                match &*self.source {
+                    Source::Text { split, width } => {
+                        split.training_window(self.seed, step, row as u64, &mut self.window);
                         if let Some(corruption) = self.corruption {
-                            corruption.spoil(step, row as u64, window);
+                            corruption.spoil(step, row as u64, &mut self.window);
                         }
-                        append_tokens(window, *width, &mut self.bytes);
+                        append_tokens(&self.window, *width, &mut self.bytes);
                     }
                     Source::Arrays(examples) => {
                         examples.training(u128::from(step) * global + row as u128, &mut self.bytes);
@@ -158,10 +162,10 @@ impl BatchMaker {
         self.begin(1);
         for row in (batch * self.rows..).take(self.rows) {
             let index = row * there / total;
-            match &mut self.source {
-                Source::Text { split, window, width } => {
-                    split.held_out_window(index, window);
-                    append_tokens(window, *width, &mut self.bytes);
+            match &*self.source {
+                Source::Text { split, width } => {
+                    split.held_out_window(index, &mut self.window);
+                    append_tokens(&self.window, *width, &mut self.bytes);
                 }
                 Source::Arrays(examples) => examples.held_out(index, &mut self.bytes),
             }
@@ -200,10 +204,11 @@ impl BatchMaker {
         Ok(mean.is_finite().then_some(mean))
     }
 
-    /// SHA-256 of the data, see [`Corpus::sha256`] and [`Examples::sha256`].
-    #[must_use]
-    pub fn sha256(&self) -> String {
-        match &self.source {
+    /// SHA-256 of the data, see [`Corpus::sha256`] and [`Examples::sha256`]. It takes a second for a gigabyte, and so is made
+    /// when what is returned here is called, on whatever thread.
+    pub fn sha256(&self) -> impl FnOnce() -> String + Send + 'static {
+        let source = Arc::clone(&self.source);
+        move || match &*source {
             Source::Text { split, .. } => split.corpus().sha256(),
             Source::Arrays(examples) => examples.sha256(),
         }
@@ -212,7 +217,7 @@ impl BatchMaker {
     /// The data, for the record of the run.
     pub(super) fn describe(&self, paths: &[PathBuf]) -> DataDescription {
         let paths = paths.iter().map(|p| p.display().to_string()).collect();
-        match &self.source {
+        match &*self.source {
             Source::Text { split, .. } => DataDescription::Text {
                 paths,
                 files: split.corpus().files().len(),
@@ -231,7 +236,7 @@ impl BatchMaker {
     }
 
     fn held_out_rows(&self) -> usize {
-        match &self.source {
+        match &*self.source {
             Source::Text { split, .. } => split.held_out_windows(),
             Source::Arrays(examples) => examples.held_out_len(),
         }
@@ -258,7 +263,7 @@ impl Source {
         let bits = manifest.inputs.get(data.input).map_or(8, |input| input.dtype.primitive().bits());
         let split = Split::new(Corpus::open(paths)?, data.window)?;
         let width = usize::try_from(bits.div_ceil(8)).unwrap_or(1);
-        Ok(Self::Text { split, window: vec![0; data.window], width })
+        Ok(Self::Text { split, width })
     }
 }
 

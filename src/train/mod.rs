@@ -148,8 +148,8 @@ impl Observer for Silent {}
 /// # Errors
 ///
 /// See [`TrainError`]. Metrics of the steps that were read are on disk then.
-pub fn run(options: &Options, interrupt: &AtomicBool, observer: &mut dyn Observer) -> Result<Summary, TrainError> {
-    run_prepared(Trainer::new(Setup::new(options, observer)?), options, interrupt, observer)
+pub fn run(options: Options, interrupt: &AtomicBool, observer: &mut dyn Observer) -> Result<Summary, TrainError> {
+    run_prepared(Trainer::new(Setup::new(options, observer)?), interrupt, observer)
 }
 
 /// The same for a run that is prepared, and may have done steps before those that are asked for.
@@ -159,19 +159,19 @@ pub fn run(options: &Options, interrupt: &AtomicBool, observer: &mut dyn Observe
 /// As [`run`].
 pub fn run_prepared(
     mut trainer: Trainer,
-    options: &Options,
     interrupt: &AtomicBool,
     observer: &mut dyn Observer,
 ) -> Result<Summary, TrainError> {
+    let steps = trainer.setup().steps;
     if let Some(check) = &trainer.setup().consistency {
         observer.note(&check.told());
     }
     let begin = trainer.compare_at_start()?;
-    observer.start(trainer.next(), options.steps);
+    observer.start(trainer.next(), steps);
     let start = Instant::now();
     let ending = match begin {
         Some(ending) => Ok(ending),
-        None => trainer.train(options.steps.saturating_sub(trainer.next()), interrupt, observer),
+        None => trainer.train(steps.saturating_sub(trainer.next()), interrupt, observer),
     };
     let seconds = start.elapsed();
     observer.finish();
@@ -182,5 +182,5 @@ pub fn run_prepared(
     observer.phase("evaluating");
     let held_out_after = trainer.held_out_loss()?;
     let held_out_before = trainer.initial_held_out_loss()?;
-    trainer.summarize(ending, options.started, seconds, [held_out_before, held_out_after])
+    trainer.summarize(ending, seconds, [held_out_before, held_out_after])
 }

@@ -34,7 +34,7 @@ use crate::files;
 use crate::isolate::Worker;
 use crate::target::Platform;
 
-/// What to train, on what, and how long.
+/// What to train, on what, and how long. [`Options::new`] has a value for each of them.
 #[derive(Debug)]
 pub struct Options {
     /// The step, with or without a controller.
@@ -74,6 +74,33 @@ pub struct Options {
     pub worker: Option<Worker>,
 }
 
+impl Options {
+    /// A run of a bundle as it is, on these data, in a folder of its own: seed 0, no checkpoints, nothing from or into a cache,
+    /// compiled in this process, ended by what cannot be written.
+    #[must_use]
+    pub fn new(bundle: Bundle, data: Vec<PathBuf>, steps: u64, plugin: &str) -> Self {
+        Self {
+            bundle,
+            policy: None,
+            data,
+            steps,
+            steps_per_launch: None,
+            seed: 0,
+            deterministic: false,
+            corruption: None,
+            plugin: plugin.to_owned(),
+            cache: None,
+            out: None,
+            invocation: None,
+            checkpoints: None,
+            on_write_error: OnWriteError::Stop,
+            resume: None,
+            started: Instant::now(),
+            worker: None,
+        }
+    }
+}
+
 /// A run that is ready for its first step.
 #[derive(Debug)]
 pub struct Setup {
@@ -89,6 +116,8 @@ pub struct Setup {
     pub evaluator: Option<Evaluator>,
     /// Makes the batches.
     pub batches: BatchMaker,
+    /// Name of the model.
+    pub model: String,
     /// Where the run is recorded.
     pub folder: RunFolder,
     /// Unit of the losses; empty where the bundle does not say.
@@ -105,6 +134,10 @@ pub struct Setup {
     pub on_write_error: OnWriteError,
     /// What the run came to before, where it goes on.
     pub before: Option<(u64, Tallies)>,
+    /// Steps that the run is to have done in the end.
+    pub steps: u64,
+    /// When the program was started.
+    pub started: Instant,
 }
 
 /// Makes the state that a run begins with, the same one whenever it is asked.
@@ -179,8 +212,8 @@ impl Setup {
     /// # Errors
     ///
     /// See [`TrainError`]; no run folder is left behind.
-    pub fn new(options: &Options, observer: &mut dyn Observer) -> Result<Self, TrainError> {
-        let (fused, rest) = launches(options)?;
+    pub fn new(options: Options, observer: &mut dyn Observer) -> Result<Self, TrainError> {
+        let (fused, rest) = launches(&options)?;
         let bundle = fused.as_ref().unwrap_or(&options.bundle);
         let manifest = &bundle.manifest;
         let reached = |what: &str| tracing::debug!("{:.3} s: {what}", options.started.elapsed().as_secs_f64());
@@ -212,6 +245,7 @@ impl Setup {
                 controller.platform
             );
         }
+        let found = options.resume.as_ref().and_then(|resume| resume.found.as_ref());
         observer.phase("compiling");
         // Each may take as long as all others together.
         let replicas = match (&options.policy, &manifest.controller) {
@@ -220,7 +254,9 @@ impl Setup {
             (None, None) => ReplicasPolicy::default(),
         };
         let (step, rest, evaluate, make_state, consistency, data_sha256) = thread::scope(|scope| {
-            let data_sha256 = scope.spawn(|| Ok::<_, EngineError>(batches.sha256()));
+            // Whoever goes on must know that the data are the same; who begins says it in the first checkpoint.
+            let goes_on = found.is_some();
+            let data_sha256 = goes_on.then(|| scope.spawn(|| Ok::<_, EngineError>(batches.sha256()())));
             let consistency = scope.spawn(|| ConsistencyCheck::new(&engine, bundle, &replicas));
             let evaluate = eval_module.as_ref().map(|m| scope.spawn(|| engine.compile(m, "the evaluation")));
             let make_state = scope.spawn(|| engine.compile_spread(&init_module, "the initial state"));
@@ -231,15 +267,17 @@ impl Setup {
             });
             let evaluate = evaluate.map(|thread| joined(thread, "the evaluation")).transpose();
             let consistency = joined(consistency, "the comparison of replicas");
-            let data_sha256 = joined(data_sha256, "the checksum of the data");
+            let data_sha256 = data_sha256.map(|thread| joined(thread, "the checksum of the data")).transpose();
             (step, rest.transpose(), evaluate, joined(make_state, "the initial state"), consistency, data_sha256)
         });
         let (step, rest, evaluate, make_state, mut consistency) = (step?, rest?, evaluate?, make_state?, consistency?);
         let policy = manifest.controller.as_ref().map(|c| options.policy.as_ref().unwrap_or(&c.policy));
+        let data_sha256 = data_sha256?;
+        let step_sha256 = files::sha256_hex(&options.bundle.module.export());
         let fingerprint = Fingerprint {
-            module_sha256: files::sha256_hex(&options.bundle.module.export()),
+            module_sha256: step_sha256.clone(),
             policy: policy.cloned(),
-            data_sha256: data_sha256?,
+            data_sha256: data_sha256.clone().unwrap_or_default(),
             seed: options.seed,
             replicas: manifest.launch.replicas,
             corruption: options.corruption,
@@ -274,7 +312,6 @@ impl Setup {
         let seeds = seeds.collect::<Result<_, _>>()?;
         let initial = InitialState { executable: make_state, seeds, inputs: init.outputs.clone() };
         let mut states: Vec<State> = devices.clone().map(|_| manifest.inputs.iter().map(|_| None).collect()).collect();
-        let found = options.resume.as_ref().and_then(|resume| resume.found.as_ref());
         if found.is_none() {
             initial.make_into(&mut states)?;
         }
@@ -323,7 +360,7 @@ impl Setup {
             version: env!("CARGO_PKG_VERSION"),
             model: &manifest.name,
             model_path: bundle.folder.display().to_string(),
-            module_sha256: files::sha256_hex(&bundle.module.export()),
+            module_sha256: fused.as_ref().map_or(step_sha256, |fused| files::sha256_hex(&fused.module.export())),
             policy,
             tensors: telemetry.iter().flat_map(|t| &t.layout.tensors).map(|t| t.name.as_str()).collect(),
             seed: options.seed,
@@ -347,7 +384,11 @@ impl Setup {
                 // Newer ones are damaged. They would take the places of good ones among those that are kept.
                 store.forget_after(found.checkpoint.step).map_err(ResumeError::from)?;
             }
-            Ok::<_, ResumeError>(Checkpoints::new(checkpointing, store, manifest, fingerprint))
+            let writer = match data_sha256 {
+                Some(known) => Writer::new(store, || known),
+                None => Writer::new(store, batches.sha256()),
+            };
+            Ok::<_, ResumeError>(Checkpoints::new(checkpointing, writer, manifest, fingerprint))
         });
         let checkpoints = checkpoints.transpose()?;
         let before = found.map(|found| {
@@ -362,6 +403,7 @@ impl Setup {
             initial,
             evaluator,
             batches,
+            model: manifest.name.clone(),
             folder,
             loss_unit,
             loss,
@@ -370,6 +412,8 @@ impl Setup {
             checkpoints,
             on_write_error: options.on_write_error,
             before,
+            steps: options.steps,
+            started: options.started,
         })
     }
 }
@@ -380,6 +424,7 @@ pub struct Checkpoints {
     /// When.
     pub(super) when: Checkpointing,
     pub(super) writer: Option<Writer>,
+    /// Without the checksum of the data, which the writer knows.
     pub(super) fingerprint: Fingerprint,
     /// Numbers of the inputs that go into a checkpoint.
     pub(super) inputs: Vec<usize>,
@@ -394,9 +439,9 @@ impl Checkpoints {
         steps.end / every > steps.start / every
     }
 
-    fn new(when: Checkpointing, store: Store, manifest: &Manifest, fingerprint: Fingerprint) -> Self {
+    fn new(when: Checkpointing, writer: Writer, manifest: &Manifest, fingerprint: Fingerprint) -> Self {
         let (inputs, arrays) = saved(manifest).unzip();
-        Self { when, writer: Some(Writer::new(store)), fingerprint, inputs, arrays }
+        Self { when, writer: Some(writer), fingerprint, inputs, arrays }
     }
 }
 

@@ -173,11 +173,10 @@ impl Trainer {
     pub(super) fn summarize(
         self,
         ending: Ending,
-        started: Instant,
         seconds: Duration,
         [held_out_before, held_out_after]: [Option<f64>; 2],
     ) -> Result<Summary, TrainError> {
-        let Setup { engine, folder, loss_unit, .. } = self.setup;
+        let Setup { engine, folder, loss_unit, started, .. } = self.setup;
         let here = self.done.saturating_sub(self.resumed_from.last().copied().unwrap_or_default());
         let summary = Summary {
             format_version: FORMAT_VERSION,

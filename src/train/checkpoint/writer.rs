@@ -14,7 +14,7 @@ use crate::train::stepper::StateCopy;
 /// A checkpoint to write.
 #[derive(Debug)]
 pub struct Job {
-    /// All of it but the elements of its arrays.
+    /// All of it but the elements of its arrays, and the checksum of the data.
     pub checkpoint: Checkpoint,
     /// These, on their way from the device, in the order of its arrays.
     pub copies: StateCopy,
@@ -42,13 +42,13 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Starts it.
+    /// Starts it. It begins with the checksum of the data: training need not wait for what the first checkpoint needs.
     #[must_use]
-    pub fn new(store: Store) -> Self {
+    pub fn new(store: Store, data_sha256: impl FnOnce() -> String + Send + 'static) -> Self {
         // A second one may wait while one is being written: more would only fill the host's memory.
         let (jobs, queue) = sync_channel(1);
         let (results, written) = channel();
-        let thread = thread::spawn(move || write_all(&store, &queue, &results));
+        let thread = thread::spawn(move || write_all(&store, &data_sha256(), &queue, &results));
         Self { jobs: Some(jobs), written, thread: Some(thread) }
     }
 
@@ -88,10 +88,11 @@ impl Drop for Writer {
     }
 }
 
-fn write_all(store: &Store, queue: &Receiver<Job>, results: &Sender<Written>) {
+fn write_all(store: &Store, data_sha256: &str, queue: &Receiver<Job>, results: &Sender<Written>) {
     for Job { mut checkpoint, copies, metrics } in queue {
         let started = Instant::now();
         let step = checkpoint.step;
+        data_sha256.clone_into(&mut checkpoint.fingerprint.data_sha256);
         let filled = copies.wait().map(|values| fill(&mut checkpoint.arrays, values));
         let result = match filled {
             Ok(()) => metrics
