@@ -211,6 +211,33 @@ pub(crate) enum Writers {
     Others,
 }
 
+impl Writers {
+    /// What is wrong where somebody else may write, and what to do about it.
+    pub(crate) fn complaint(self) -> Option<(&'static str, &'static str)> {
+        match self {
+            Self::Owner => None,
+            Self::OtherOwner => Some(("belongs to another user", "remove it")),
+            Self::Others => Some(("may be written to by other users", "take that right away with `chmod go-w`")),
+        }
+    }
+}
+
+/// What tells a file from another that came into its place: its size, its times, its number in the file system.
+#[cfg(unix)]
+pub(crate) fn identity(path: &Path) -> io::Result<String> {
+    use std::os::unix::fs::MetadataExt;
+    let info = fs::metadata(path)?;
+    let times = [info.mtime(), info.mtime_nsec(), info.ctime(), info.ctime_nsec()].map(|time| time.to_string());
+    Ok(format!("{}:{}:{}:{}", info.size(), times.join(":"), info.dev(), info.ino()))
+}
+
+/// As on Unix, as far as the system tells.
+#[cfg(not(unix))]
+pub(crate) fn identity(path: &Path) -> io::Result<String> {
+    let info = fs::metadata(path)?;
+    Ok(format!("{}:{:?}", info.len(), info.modified()?))
+}
+
 /// Who may write to a folder.
 #[cfg(unix)]
 pub(crate) fn who_may_write(folder: &Path) -> io::Result<Writers> {

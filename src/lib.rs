@@ -11,6 +11,7 @@ pub mod bundle;
 pub mod cache;
 pub mod data;
 pub mod diff;
+pub mod document;
 pub mod engine;
 mod environment;
 pub mod explain;

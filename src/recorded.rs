@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use thiserror::Error;
 
+use crate::document::{self, Flaw};
 use crate::train::checkpoint::{Store, Tallies};
 use crate::train::{RUN_FORMAT_VERSION, StepRecord, Summary};
 
@@ -29,32 +30,29 @@ pub enum RecordedError {
         /// What the system says.
         source: io::Error,
     },
-    /// A document is damaged.
-    #[error("{}, line {line}: {message}", path.display())]
+    /// A document is damaged, or of another version.
+    #[error("{}: {flaw}", path.display())]
     Document {
         /// The file.
         path: PathBuf,
-        /// Line, from 1.
-        line: usize,
         /// What is wrong.
-        message: String,
+        flaw: Flaw,
     },
-    /// A document of another version.
-    #[error("{} has format_version {found}; this version of entropic reads {expected}", path.display())]
-    FormatVersion {
+    /// A line is damaged.
+    #[error("{}, line {number}: {message}", path.display())]
+    Line {
         /// The file.
         path: PathBuf,
-        /// The version found.
-        found: u32,
-        /// The version read.
-        expected: u32,
+        /// Number of the line, from 1.
+        number: usize,
+        /// What is wrong.
+        message: String,
     },
 }
 
 /// What `run.json` says. What a version before this one did not write is absent.
 #[derive(Debug, Clone, Deserialize)]
 pub struct RunDocument {
-    format_version: u32,
     /// Version of the program.
     pub version: Option<String>,
     /// Name of the model.
@@ -94,13 +92,7 @@ impl RunDocument {
     ///
     /// Where there is none, or it is damaged or of another version.
     pub fn read(folder: &Path) -> Result<Self, RecordedError> {
-        let path = folder.join("run.json");
-        let run: Self = document(&path)?;
-        if run.format_version != RUN_FORMAT_VERSION {
-            let (found, expected) = (run.format_version, RUN_FORMAT_VERSION);
-            return Err(RecordedError::FormatVersion { path, found, expected });
-        }
-        Ok(run)
+        read(&folder.join("run.json"), |text| document::read(text, RUN_FORMAT_VERSION))
     }
 }
 
@@ -110,7 +102,7 @@ impl RunDocument {
 ///
 /// As [`RunDocument::read`].
 pub fn whole_document(folder: &Path) -> Result<Value, RecordedError> {
-    document(&folder.join("run.json"))
+    read(&folder.join("run.json"), document::parse)
 }
 
 /// What `summary.json` says; `None` where the run has not ended in order.
@@ -119,16 +111,10 @@ pub fn whole_document(folder: &Path) -> Result<Value, RecordedError> {
 ///
 /// Where it is damaged or of another version.
 pub fn summary(folder: &Path) -> Result<Option<Summary>, RecordedError> {
-    let path = folder.join("summary.json");
-    let summary: Summary = match document(&path) {
-        Err(RecordedError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
-        other => other?,
-    };
-    if summary.format_version != RUN_FORMAT_VERSION {
-        let (found, expected) = (summary.format_version, RUN_FORMAT_VERSION);
-        return Err(RecordedError::FormatVersion { path, found, expected });
+    match read(&folder.join("summary.json"), |text| document::read(text, RUN_FORMAT_VERSION)) {
+        Err(RecordedError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+        other => other.map(Some),
     }
-    Ok(Some(summary))
 }
 
 /// What a run without a summary left to go on from.
@@ -148,31 +134,14 @@ pub fn last_checkpoint(folder: &Path) -> Option<LastCheckpoint> {
         step: u64,
         tallies: Tallies,
     }
-    let Manifest { step, tallies } = document(&Store::new(folder, NonZeroUsize::MIN).newest_document()?).ok()?;
+    let path = Store::new(folder, NonZeroUsize::MIN).newest_document()?;
+    let Manifest { step, tallies } = read(&path, document::parse).ok()?;
     Some(LastCheckpoint { step, resumed_from: tallies.resumed_from })
 }
 
-fn document<T: DeserializeOwned>(path: &Path) -> Result<T, RecordedError> {
+fn read<T>(path: &Path, parse: impl FnOnce(&[u8]) -> Result<T, Flaw>) -> Result<T, RecordedError> {
     let text = std::fs::read(path).map_err(|source| RecordedError::Read { path: path.to_owned(), source })?;
-    let damaged = |Damage { line, message }| RecordedError::Document { path: path.to_owned(), line, message };
-    parse(&text).map_err(damaged)
-}
-
-struct Damage {
-    line: usize,
-    message: String,
-}
-
-/// Parses JSON; what is wrong with it comes with the path inside it.
-fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, Damage> {
-    let deserializer = &mut serde_json::Deserializer::from_slice(text);
-    let found = serde_path_to_error::deserialize(&mut *deserializer).map_err(|e| {
-        let inside = e.path().to_string();
-        let message = if inside == "." { e.inner().to_string() } else { format!("{inside}: {}", e.inner()) };
-        Damage { line: e.inner().line(), message }
-    })?;
-    deserializer.end().map_err(|e| Damage { line: e.line(), message: e.to_string() })?;
-    Ok(found)
+    parse(&text).map_err(|flaw| RecordedError::Document { path: path.to_owned(), flaw })
 }
 
 /// A line of `metrics.jsonl`.
@@ -235,14 +204,14 @@ impl Lines {
     ///
     /// Where it is damaged.
     pub fn parse<T: DeserializeOwned>(&mut self, line: &Line) -> Result<Option<T>, RecordedError> {
-        match parse(&line.bytes) {
+        match document::parse(&line.bytes) {
             Ok(found) => Ok(Some(found)),
             // What was cut short is no JSON; a whole record that lacks something is of another version, or damaged.
             Err(_) if line.last && serde_json::from_slice::<Value>(&line.bytes).is_err() => {
                 self.cut = Some(line.number);
                 Ok(None)
             }
-            Err(damage) => Err(self.damaged(line.number, damage.message)),
+            Err(flaw) => Err(self.damaged(line.number, flaw.to_string())),
         }
     }
 
@@ -252,8 +221,8 @@ impl Lines {
         self.cut
     }
 
-    fn damaged(&self, line: usize, message: String) -> RecordedError {
-        RecordedError::Document { path: self.path.clone(), line, message }
+    fn damaged(&self, number: usize, message: String) -> RecordedError {
+        RecordedError::Line { path: self.path.clone(), number, message }
     }
 }
 

@@ -12,17 +12,18 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::Dtype;
+use crate::document::{self, Flaw};
 use crate::target::Platform;
 
 /// The version that this program reads and writes.
-pub const FORMAT_VERSION: u64 = 1;
+pub const FORMAT_VERSION: u32 = 1;
 
 /// What a bundle is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
     /// Always [`FORMAT_VERSION`].
-    pub format_version: u64,
+    pub format_version: u32,
     /// Name of the bundle.
     pub name: String,
     /// File name of the step.
@@ -229,23 +230,17 @@ pub struct Controller {
 
 /// Why text is no manifest.
 #[derive(Debug, Error)]
-pub enum ManifestError {
-    /// Not the JSON that is expected.
-    #[error("{place}: {message}")]
-    Json {
-        /// Path within the document, line and column.
-        place: String,
-        /// What is wrong.
-        message: String,
-    },
-    /// Another version of the format.
-    #[error(
-        "format_version is {found}, and this program reads {FORMAT_VERSION}; use a matching release of entropic, or export again"
-    )]
-    Version {
-        /// The version found.
-        found: u64,
-    },
+#[error("{flaw}{}", advice(flaw))]
+pub struct ManifestError {
+    /// What is wrong with it.
+    pub flaw: Flaw,
+}
+
+fn advice(flaw: &Flaw) -> &'static str {
+    match flaw {
+        Flaw::Version { .. } => "; use a matching release of entropic, or export again",
+        Flaw::Json { .. } => "",
+    }
 }
 
 impl Manifest {
@@ -255,30 +250,7 @@ impl Manifest {
     ///
     /// Where it is not JSON, lacks a key, has an unknown or a duplicate one, or is of another version.
     pub fn from_json(text: &str) -> Result<Self, ManifestError> {
-        // The version is looked at first: another version may well have other keys.
-        #[derive(Deserialize)]
-        struct Version {
-            format_version: u64,
-        }
-        if let Ok(Version { format_version: found }) = serde_json::from_str(text)
-            && found != FORMAT_VERSION
-        {
-            return Err(ManifestError::Version { found });
-        }
-        let mut deserializer = serde_json::Deserializer::from_str(text);
-        let manifest = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
-            let path = error.path().to_string();
-            let inner = error.into_inner();
-            let line = format!("line {}, column {}", inner.line(), inner.column());
-            let text = inner.to_string();
-            let message = text.split(" at line ").next().unwrap_or(&text).to_owned();
-            ManifestError::Json { place: if path == "." { line } else { format!("{path} ({line})") }, message }
-        })?;
-        deserializer.end().map_err(|e| ManifestError::Json {
-            place: format!("line {}, column {}", e.line(), e.column()),
-            message: "there is more after the end of the object".to_owned(),
-        })?;
-        Ok(manifest)
+        document::read(text.as_bytes(), FORMAT_VERSION).map_err(|flaw| ManifestError { flaw })
     }
 
     /// The text of a `manifest.json`: one line per input and output.
@@ -386,7 +358,7 @@ mod tests {
     #[test]
     fn refusals_say_where_and_what() {
         for (from, to, parts) in [
-            ("\"format_version\": 1", "\"format_version\": 9", &["format_version is 9", "reads 1"][..]),
+            ("\"format_version\": 1", "\"format_version\": 9", &["format_version 9", "reads 1"][..]),
             ("\"role\": \"batch\"", "\"role\": \"bacth\"", &["inputs[16].role", "bacth"]),
             ("\"int32\", \"shape\": []", "\"i32\", \"shape\": []", &["inputs[5].dtype", "no dtype"]),
             ("\"name\": \"mlp\",", "\"name\": \"mlp\", \"extra\": 1,", &["extra", "unknown field"]),

@@ -19,7 +19,7 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::environment::{cache_dir, variable};
-use crate::files::{self, Writers};
+use crate::files;
 
 pub use key::{Key, Target};
 
@@ -125,15 +125,9 @@ impl CompileCache {
         files::private_folder(folder)
             .and_then(|()| files::who_may_write(folder))
             .map_err(|source| CacheError::Folder { path: folder.to_owned(), source })
-            .and_then(|writers| {
-                let refuse = |what, advice| Err(CacheError::Unsafe { path: folder.to_owned(), what, advice });
-                match writers {
-                    Writers::Owner => Ok(Self { folder: folder.to_owned(), limit }),
-                    Writers::OtherOwner => refuse("belongs to another user", "remove it"),
-                    Writers::Others => {
-                        refuse("may be written to by other users", "take that right away with `chmod go-w`")
-                    }
-                }
+            .and_then(|writers| match writers.complaint() {
+                None => Ok(Self { folder: folder.to_owned(), limit }),
+                Some((what, advice)) => Err(CacheError::Unsafe { path: folder.to_owned(), what, advice }),
             })
     }
 

@@ -38,8 +38,11 @@ fn list(plugins: &[String]) -> anyhow::Result<Outcome> {
     let mut table = table(&["plugin", "found in", "PJRT API", "files", "library"]);
     let mut row = |name: &str, found: &Found, known: Option<&Known>| {
         // Only the version is read: initialising a plugin may lock its devices, or fail without them.
-        let version = pjrt::Plugin::api_version_of(&found.path);
-        let version = version.map_or_else(|error| format!("does not load: {error}"), |version| version.to_string());
+        let version = match known.map_or(Ok(()), |known| plugin::check(known, found)) {
+            Ok(()) => pjrt::Plugin::api_version_of(&found.path)
+                .map_or_else(|error| format!("does not load: {error}"), |version| version.to_string()),
+            Err(error) => format!("not loaded: {error}"),
+        };
         table.add_row([
             name.to_owned(),
             found.origin.to_string(),

@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 use thiserror::Error;
 
-use super::{Build, FindError, Found, Known, Member, Origin, Package, PythonTags};
+use super::{Build, FindError, Found, Known, Member, Origin, Package, PythonTags, trust};
 use crate::files;
 
 /// What [`fetch`] did.
@@ -116,6 +116,9 @@ pub fn fetch(known: &'static Known) -> Result<Fetched, FetchError> {
     }
     let folder = files::parent(&place.path);
     files::private_folder(folder).map_err(|source| FetchError::Io { path: folder.to_owned(), source })?;
+    if place.origin == Origin::Cache {
+        trust::check_folders(folder).map_err(FindError::from)?;
+    }
     let failed = |source| FetchError::Io { path: folder.to_owned(), source };
     let scratch = tempfile::Builder::new().prefix(".fetch-").tempdir_in(folder).map_err(failed)?;
     // The library is what a search for the plugin looks at, so it comes last: the tools are there by then.

@@ -9,6 +9,7 @@ pub mod cuda;
 mod fetch;
 mod known;
 pub mod python;
+mod trust;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ use crate::environment::{cache_dir, variable};
 pub use cuda::data_dir as cuda_data_dir;
 pub use fetch::{FetchError, Fetched, differing, fetch};
 pub use known::{Build, KNOWN, Known, Member, Package, PythonTags};
+pub use trust::{TrustError, check};
 
 /// Names a folder that holds plugin libraries, before the cache.
 pub const PLUGIN_DIR: &str = "ENTROPIC_PLUGIN_DIR";
@@ -85,6 +87,9 @@ pub enum FindError {
         /// What was asked for.
         given: String,
     },
+    /// It is in the cache, and should not be run.
+    #[error(transparent)]
+    Untrusted(#[from] TrustError),
     /// No place for the cache.
     #[error("no place for plugins: neither {PLUGIN_DIR} nor XDG_CACHE_HOME nor HOME is set; set one of them")]
     NoCache,
@@ -122,16 +127,20 @@ impl Known {
     }
 }
 
-/// The library of the plugin that `given` names: a known name, or a path.
+/// The library of the plugin that `given` names, a known name or a path, to be loaded.
 ///
 /// # Errors
 ///
-/// Where there is no such file, see [`FindError`].
+/// Where there is no such file, or it lies in the cache and may not be [trusted](check), see [`FindError`].
 pub fn find(given: &str) -> Result<PathBuf, FindError> {
-    locate(given).map(|found| found.path)
+    let found = locate(given)?;
+    if let Some(known) = Known::by_name(given) {
+        check(known, &found)?;
+    }
+    Ok(found.path)
 }
 
-/// As [`find`], and where that was.
+/// As [`find`], and where that was, to be looked at.
 ///
 /// # Errors
 ///

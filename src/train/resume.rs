@@ -11,6 +11,7 @@ use thiserror::Error;
 use super::checkpoint::{CheckpointError, Difference, Found, Store};
 use super::invocation::Invocation;
 use super::run_folder::FORMAT_VERSION;
+use crate::document::{self, Flaw};
 
 /// What becomes of a run whose record or checkpoint cannot be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -63,12 +64,18 @@ pub enum ResumeError {
         source: io::Error,
     },
     /// The record is not one that this program can go on with.
-    #[error("cannot go on with the run of {}: {message}", path.display())]
+    #[error("cannot go on with the run of {}: {flaw}", path.display())]
     Document {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        message: String,
+        flaw: Flaw,
+    },
+    /// The record does not say how the run was started.
+    #[error("cannot go on with the run of {}: it does not say how it was started; only runs of `entropic train` go on", path.display())]
+    NoInvocation {
+        /// The file.
+        path: PathBuf,
     },
     /// No checkpoint can be used.
     #[error(transparent)]
@@ -109,7 +116,6 @@ pub enum ResumeError {
 /// The part of `run.json` that going on needs.
 #[derive(Debug, Deserialize)]
 struct Record {
-    format_version: u32,
     invocation: Option<Invocation>,
 }
 
@@ -122,17 +128,9 @@ impl Resume {
     pub fn open(folder: &Path) -> Result<(Self, Invocation), ResumeError> {
         let path = folder.join("run.json");
         let text = fs::read(&path).map_err(|source| ResumeError::Read { path: path.clone(), source })?;
-        let wrong = |message: String| ResumeError::Document { path: path.clone(), message };
-        let deserializer = &mut serde_json::Deserializer::from_slice(&text);
-        let record: Record = serde_path_to_error::deserialize(deserializer)
-            .map_err(|e| wrong(format!("{}: {}", e.path(), e.inner())))?;
-        if record.format_version != FORMAT_VERSION {
-            let found = record.format_version;
-            return Err(wrong(format!("it has format_version {found}, and this program reads {FORMAT_VERSION}")));
-        }
-        let invocation = record.invocation.ok_or_else(|| {
-            wrong("it does not say how it was started; only runs of `entropic train` go on".to_owned())
-        })?;
+        let record: Record =
+            document::read(&text, FORMAT_VERSION).map_err(|flaw| ResumeError::Document { path: path.clone(), flaw })?;
+        let invocation = record.invocation.ok_or(ResumeError::NoInvocation { path })?;
         let found = match Store::new(folder, NonZeroUsize::MAX).newest() {
             Ok(found) => Some(found),
             Err(CheckpointError::Missing { .. }) => None,

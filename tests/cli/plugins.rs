@@ -1,6 +1,7 @@
 //! Where plugins are found, what is said of them, and what is not fetched.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -137,6 +138,30 @@ fn files_that_are_not_the_pinned_ones_are_pointed_out() {
     assert_eq!((row[1].as_str(), row[3].replace(' ', "").as_str()), ("given", "notthepinnedrelease"), "{}", ran.out);
     let ran = list(alone(at.path()).args(["plugin", "list", "gpuu"]));
     check(&ran, "plugin list gpuu", &["gpuu", "cpu, cuda, tpu"]);
+}
+
+#[test]
+fn a_plugin_that_another_user_could_have_put_into_the_cache_is_not_loaded() {
+    let at = workplace();
+    let cached = at.path().join(".cache/entropic/plugins/xla-cpu-pjrt-0.0.1");
+    fs::create_dir_all(&cached).unwrap();
+    let library = cached.join("xla_cpu_pjrt.so");
+    fs::copy(cpu(), &library).unwrap();
+    let ran = |line: &str| -> Ran { alone(at.path()).args(line.split_whitespace()).output().unwrap().into() };
+    const TRAIN: &str = "train mlp --data text --steps 1 --no-control --out run";
+    fs::set_permissions(&cached, fs::Permissions::from_mode(0o775)).unwrap();
+    check(&ran(TRAIN), TRAIN, &["plugins/xla-cpu-pjrt-0.0.1", "other users", "chmod go-w"]);
+    let listed = ran("plugin list cpu");
+    let row = rows(&listed.out).remove(1);
+    assert!(row[2].starts_with("not loaded") && row[3].starts_with("pinned:"), "{}", listed.out);
+
+    fs::set_permissions(&cached, fs::Permissions::from_mode(0o755)).unwrap();
+    assert!(rows(&ran("plugin list cpu").out)[1][2].contains("0.81"));
+    fs::OpenOptions::new().append(true).open(&library).unwrap().write_all(b"\0").unwrap();
+    check(&ran(TRAIN), TRAIN, &["not the pinned ones: xla_cpu_pjrt.so", "plugin fetch cpu", "--plugin"]);
+    // Its path is an order.
+    let ran = ran(&format!("{TRAIN} --plugin {}", library.display()));
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
 }
 
 #[test]

@@ -128,7 +128,7 @@ fn wrong_manifests() {
         ("\"file\": \"eval.hlo.pb\"", "\"file\": \"none.hlo.pb\"", &["none.hlo.pb"]),
         ("\"file\": \"init.hlo.pb\"", "\"file\": \"eval.hlo.pb\"", &["init", "not one seed"]),
         ("\"file\": \"init.hlo.pb\"", "\"file\": \"../mlp/init.hlo.pb\"", &["init.file", "inside"]),
-        ("\"format_version\": 1", "\"format_version\": 2", &["format_version is 2"]),
+        ("\"format_version\": 1", "\"format_version\": 2", &["format_version 2"]),
         ("{\n", "{\n{", &["manifest.json", "line 2"]),
     ] {
         let at = workplace();

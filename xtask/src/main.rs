@@ -7,6 +7,7 @@ mod bench;
 mod crash;
 mod demos;
 mod document;
+mod fuzz;
 mod xla_rs;
 
 use std::path::{Path, PathBuf};
@@ -35,6 +36,8 @@ enum Task {
     Demos(demos::Options),
     /// Kill training at random moments, have it go on, and compare where it ends with a run that was left alone.
     Crash(crash::Options),
+    /// Give readers of files bytes that nobody meant. Needs cargo-fuzz.
+    Fuzz(fuzz::Options),
     /// Measure what control costs, against JAX and PyTorch too, and write the table of docs/performance.md: about ten minutes.
     Bench(bench::Options),
 }
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
         Task::Matrix(Matrix { check }) => matrix(check),
         Task::Demos(options) => demos::demos(&options),
         Task::Crash(options) => crash::crash(&options),
+        Task::Fuzz(options) => fuzz::fuzz(&options),
         Task::Bench(options) => bench::bench(&options),
     };
     match result {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Fingerprint;
 use crate::bundle::Dtype;
+use crate::document;
 use crate::files::{self, StagedFolder, WriteError};
 use crate::train::{Consistency, Gates};
 
@@ -166,14 +167,7 @@ pub(super) fn read(folder: &Path) -> Result<Checkpoint, String> {
 ///
 /// What contradicts itself, in words.
 pub fn decode(text: &[u8], content: impl Fn(&str) -> Result<Vec<u8>, String>) -> Result<Checkpoint, String> {
-    let version = serde_json::from_slice::<serde_json::Value>(text).ok();
-    let version = version.as_ref().and_then(|v| v.get("format_version")).and_then(serde_json::Value::as_u64);
-    if let Some(version) = version.filter(|&v| v != u64::from(FORMAT_VERSION)) {
-        return Err(format!("it has format version {version}, and this program reads {FORMAT_VERSION}"));
-    }
-    let deserializer = &mut serde_json::Deserializer::from_slice(text);
-    let manifest: Manifest = serde_path_to_error::deserialize(deserializer)
-        .map_err(|e| format!("{MANIFEST}: {}: {}", e.path(), e.inner()))?;
+    let manifest: Manifest = document::read(text, FORMAT_VERSION).map_err(|flaw| format!("{MANIFEST}: {flaw}"))?;
     let mut contents: BTreeMap<&str, Vec<u8>> = BTreeMap::new();
     for entry in &manifest.arrays {
         let known = [STATE, CONTROLLER].into_iter().find(|file| *file == entry.file);
