@@ -7,6 +7,7 @@ mod bare;
 mod child;
 mod flags;
 mod launch;
+mod operations;
 mod replicas;
 mod rounds;
 
@@ -81,6 +82,8 @@ enum Part {
     Launch,
     /// What replicas exchange for control, and what comparing them takes.
     Replicas,
+    /// What checkpoints take, and reading the metrics.
+    Operations,
 }
 
 fn main() -> Result<()> {
@@ -101,6 +104,7 @@ fn main() -> Result<()> {
         Part::Flags => flags::compare(&options, schedule)?,
         Part::Launch => launch::compare(&options, schedule)?,
         Part::Replicas => replicas::compare(&options, schedule)?,
+        Part::Operations => operations::compare(&options, schedule)?,
     };
     samples.write(&options.out)
 }

@@ -1,7 +1,7 @@
 """What `entropic show` prints is HLO text that XLA's own parser reads back as the module it came from, and `show` reads
 what XLA prints.
 
-The program is the one named by ENTROPIC_BIN, else target/release/entropic; a missing one fails the tests.
+The program is the one named by ENTROPIC_BIN, else target/debug/entropic; a missing one fails the tests.
 """
 
 import os
@@ -15,7 +15,7 @@ from jax._src.lib import xla_client
 from jaxlib import _hlo, _jax
 
 FILES = sorted([*MODELS.glob("*/*.hlo.pb"), *CORPUS.glob("*.hlo.pb")])
-PROGRAM = pathlib.Path(os.environ.get("ENTROPIC_BIN", ROOT / "target" / "release" / "entropic"))
+PROGRAM = pathlib.Path(os.environ.get("ENTROPIC_BIN", ROOT / "target" / "debug" / "entropic"))
 
 
 def normal_form(module, *, metadata):
@@ -34,7 +34,7 @@ def load(file):
 
 def show(file):
     if not PROGRAM.is_file():
-        pytest.fail(f"{PROGRAM} is missing: build it with `cargo build --release`, or name it with ENTROPIC_BIN")
+        pytest.fail(f"{PROGRAM} is missing: build it with `cargo build`, or name it with ENTROPIC_BIN")
     result = subprocess.run([PROGRAM, "show", file], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
     return result.stdout

@@ -60,7 +60,7 @@ struct Tally {
 
 pub(crate) fn crash(options: &Options) -> Result<()> {
     if options.program.is_none() {
-        cargo(&["build", "--release", "--package", "entropic"])?;
+        cargo(&["build"])?;
     }
     let folder = tempfile::tempdir()?;
     let trained = |name: &str| folder.path().join(name);
@@ -126,7 +126,7 @@ fn torment(options: &Options, run: &Path, random: &mut fastrand::Rng, tally: &mu
 
 /// Starts a run, or has it go on.
 fn start(options: &Options, run: &Path) -> Result<Child> {
-    let built = || root().join("target/release/entropic");
+    let built = || root().join("target/debug/entropic");
     let program = options.program.clone().unwrap_or_else(built);
     let mut command = Command::new(&program);
     command

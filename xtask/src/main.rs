@@ -90,7 +90,7 @@ fn test() -> Result<()> {
 
 fn test_python() -> Result<()> {
     let python = python_with_jax()?;
-    cargo(&["build", "--release"])?;
+    cargo(&["build"])?;
     run(Command::new(python).args(["-m", "pytest", "--quiet", "models"]).env("PIP_NO_INDEX", "1"))
 }
 

@@ -22,7 +22,7 @@ use crate::document;
 /// Options of `bench`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// What to measure; all but `flags`, `launch` and `replicas` if nothing is named.
+    /// What to measure; all but `flags`, `launch`, `replicas` and `operations` if nothing is named.
     #[arg(value_enum, value_name = "PART")]
     parts: Vec<Part>,
     /// The plugin: cpu, another name or a path for a GPU. Both sets if none is given, that of the GPU where there is one.
@@ -64,6 +64,8 @@ enum Part {
     Launch,
     /// What replicas exchange for control and what comparing them takes, of the same models; for docs/devices.md.
     Replicas,
+    /// What checkpoints take and what reading the metrics takes; for docs/operations.md.
+    Operations,
 }
 
 /// Bundles of which several steps go into one launch: one whose steps are short, and one whose steps are not.
@@ -71,6 +73,8 @@ const LAUNCHED: [&str; 2] = ["mlp", "gpt-nano"];
 
 /// Where the table of replicas is.
 const DEVICES: &str = "docs/devices.md";
+/// Where the table of checkpoints and metrics is.
+const OPERATIONS: &str = "docs/operations.md";
 
 /// What is measured on one kind of device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +95,7 @@ impl Part {
             Self::Flags => "flags",
             Self::Launch => "launch",
             Self::Replicas => "replicas",
+            Self::Operations => "operations",
         }
     }
 
@@ -111,6 +116,7 @@ impl Part {
             Self::Flags => (10, 0.6),
             Self::Launch => (30, 0.8),
             Self::Replicas => (20, 0.5),
+            Self::Operations => (24, 3.0),
         }
     }
 }
@@ -302,6 +308,13 @@ impl Bench<'_> {
             let content = format!("{}. {}\n\n{}", machine(), told(&runs), report::replicas(&replicas));
             document::write(&path, &document::between_markers(&document::read(&path)?, "bench-replicas", &content)?)?;
         }
+        let operations = samples(Part::Operations);
+        if self.set == Set::Cpu && !operations.rounds.is_empty() {
+            let path = crate::root().join(OPERATIONS);
+            let about = format!("{heading} {}", told(&[(Part::Operations, operations.clone())]));
+            let content = format!("{about}\n\n{}", report::operations(&operations));
+            document::write(&path, &document::between_markers(&document::read(&path)?, "bench-operations", &content)?)?;
+        }
         Ok(())
     }
 }
@@ -348,6 +361,8 @@ mod tests {
         }
         let text = document::read(&crate::root().join(DEVICES)).unwrap();
         document::between_markers(&text, "bench-replicas", "").unwrap();
+        let text = document::read(&crate::root().join(OPERATIONS)).unwrap();
+        document::between_markers(&text, "bench-operations", "").unwrap();
     }
 
     #[test]

@@ -30,6 +30,8 @@ impl Bar {
 enum Unit {
     /// A ratio.
     Ratio,
+    /// A ratio in hundredths.
+    Percent,
     Milliseconds,
     Seconds,
 }
@@ -38,6 +40,7 @@ impl Unit {
     fn told(self, value: f64) -> String {
         match self {
             Self::Ratio => format!("{value:.3}"),
+            Self::Percent => format!("{:.3} %", value * 100.0),
             Self::Milliseconds => format!("{value:.2} ms"),
             Self::Seconds => format!("{value:.3} s"),
         }
@@ -171,6 +174,25 @@ pub(super) fn launches(measured: &[(&str, Samples)]) -> String {
     table(&rows)
 }
 
+/// How much rarer a checkpoint is by default than where it was measured: every 500 steps, not every 10.
+const CHECKPOINTS_RARER: f64 = 50.0;
+/// The same of reading the metrics: once a second, not ten times.
+const SCRAPES_RARER: f64 = 10.0;
+
+/// What checkpoints and reading the metrics take of a run's time.
+pub(super) fn operations(samples: &Samples) -> String {
+    let row = |what: &str, name, rarer, bar| Row {
+        what: what.to_owned(),
+        bar: Bar::AtMost(bar),
+        unit: Unit::Percent,
+        estimate: samples.share_more(name, "train", rarer),
+    };
+    table(&[
+        row("a checkpoint every 500 steps", "checkpoints", CHECKPOINTS_RARER, 0.01),
+        row("metrics read once a second", "scraped", SCRAPES_RARER, 0.005),
+    ])
+}
+
 /// Steps from one comparison of replicas to the next, by default.
 const CHECK_EVERY: f64 = 500.0;
 
@@ -301,6 +323,16 @@ mod tests {
         );
         assert!(text.contains("`train`: steps/s in launches of 8 / one by one | at least 1.000 | 0.750 "), "{text}");
         assert!(text.contains("held") && text.contains("**missed**"), "{text}");
+    }
+
+    #[test]
+    fn what_operations_take_is_told_as_often_as_they_are_by_default() {
+        let text = operations(&round(&[("train", 0.1), ("checkpoints", 0.105), ("scraped", 0.11)]));
+        assert!(text.contains("every 500 steps | at most 1.000 % | 0.100 % | 0.100 % to 0.100 % | held |"), "{text}");
+        assert!(
+            text.contains("once a second | at most 0.500 % | 1.000 % | 1.000 % to 1.000 % | **missed** |"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -55,6 +55,11 @@ impl Samples {
         self.each([of, over], |[of, over]| of / over)
     }
 
+    /// How much more time one takes than another, as a share of the other's, where it were so many times rarer.
+    pub(super) fn share_more(&self, of: &str, than: &str, rarer: f64) -> Option<Estimate> {
+        self.each([of, than], |[of, than]| (of / than - 1.0) / rarer)
+    }
+
     /// Milliseconds of one less those of another.
     pub(super) fn more_ms(&self, of: &str, less: &str) -> Option<Estimate> {
         self.each([of, less], |[of, less]| (of - less) * 1e3)
