@@ -1,10 +1,10 @@
 //! Finding the train step in a module, without names and without training code.
 //!
 //! Analysis only; nothing is changed. The entry is read as a graph of arrays
-//! ([`graph`]), outputs are paired with the inputs they succeed ([`pair`]), data is
-//! followed ([`flow`]), states get their roles ([`roles`]), and each parameter's
+//! (`graph`), outputs are paired with the inputs they succeed (`pair`), data is
+//! followed (`flow`), states get their roles (`roles`), and each parameter's
 //! gradient is the last array of its shape through which all data reaches it
-//! ([`gradient`]). Names and metadata serve display alone: the answer is the same
+//! (`gradient`). Names and metadata serve display alone: the answer is the same
 //! without them. What cannot be decided is refused with the candidates; no tensor is
 //! ever guessed.
 
