@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from ._jax import Lowered, Program, call, lower, stablehlo
-from ._native import Error, Injected, Policy, PolicyError, Step
+from ._native import Error, Injected, Policy, PolicyError, RefusedError, Step
 
 PolicyLike: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | None
 """A path, the name of a policy that comes with the program, a policy's tables, or None for the default."""
@@ -73,6 +73,8 @@ def control(
     """
     read = read_policy(policy)
     lowered = lower(train_step, example_args, example_kwargs or {})
+    if lowered.controlled:
+        raise RefusedError(f"{lowered.name} has a controller already; put the step under control that it was made from")
     step = ControlledStep(lowered, native_step(lowered).inject(read, lowered.platform))
     return step, step.init()
 
@@ -113,17 +115,18 @@ class ControlledStep:
         self._inputs = [self._array(entry) for entry in self.layout["inputs"]]
         self._outputs = [self._array(entry) for entry in self.layout["outputs"]]
         self._ctl_shardings = self._pack([self._sharding(array) for array in self._inputs])
+        self._ctl_tree = jax.tree.structure(self._pack([0] * len(self._inputs)))
         self._program = self._make_program()
         self._jitted = self._jit()
 
     def __call__(self, ctl: Controller, *args: Any, **kwargs: Any) -> tuple[Any, Controller, Telemetry]:
         """One step. Returns the step's own results, the next `ctl`, and what the controller saw and did."""
-        results, ctl, telemetry = self._jitted(ctl, *self._leaves(args, kwargs))
+        results, ctl, telemetry = self._jitted(self._checked(ctl), *self._leaves(args, kwargs))
         return self._lowered.out_tree.unflatten(results), ctl, telemetry
 
     def lower(self, ctl: Controller, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
         """Lowers the step, as `jax.jit` does: `.compile()` gives memory and cost. Its arguments are flat: `ctl`, then leaves."""
-        return self._jitted.lower(ctl, *self._leaves(args, kwargs))
+        return self._jitted.lower(self._checked(ctl), *self._leaves(args, kwargs))
 
     def init(self) -> Controller:
         """A `ctl` that has seen nothing yet, on the devices of the step."""
@@ -177,6 +180,7 @@ class ControlledStep:
             in_avals=(*(lowered.in_avals[n] for n in lowered.kept), *(array.aval for array in self._inputs)),
             in_names=(*(lowered.in_names[n] for n in lowered.kept), *(f"ctl's {array.kind}" for array in self._inputs)),
             out_avals=(*lowered.out_avals, *(array.aval for array in self._outputs)),
+            controlled=True,
         )
 
     def _jit(self) -> Any:
@@ -237,10 +241,13 @@ class ControlledStep:
 
     def _unpack(self, ctl: Controller) -> list[Any]:
         names = self._lowered.in_names
-        try:
-            return [ctl[kind] if leaf is None else ctl["snapshots"][names[leaf]] for kind, leaf, _ in self._inputs]
-        except (KeyError, TypeError) as error:
-            raise Error(f"ctl has no {error}; give the one that entropic.control or the step before returned") from error
+        return [ctl[kind] if leaf is None else ctl["snapshots"][names[leaf]] for kind, leaf, _ in self._inputs]
+
+    def _checked(self, ctl: Controller) -> Controller:
+        tree = jax.tree.structure(ctl)
+        if tree != self._ctl_tree:
+            raise Error(f"ctl is {tree}, not {self._ctl_tree}; give the one that entropic.control or the step before returned")
+        return ctl
 
     def _sharding(self, array: _Array) -> Sharding | None:
         """All devices have all of it, and of a copy as much as of what it is a copy of."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.extend.core import Primitive
+from jax.extend.core import Primitive, jaxprs_in_params
 from jax.interpreters import mlir
 from jaxlib.mlir import ir, passmanager
 from jaxlib.mlir.dialects import func
@@ -67,6 +67,7 @@ class Lowered:
       devices: those that the module runs on.
       mesh: the mesh over them that the function uses, if it uses one.
       compiler_options: as the caller of `jax.jit` gave them.
+      controlled: whether a controlled step is called in it.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Lowered:
     devices: tuple[Any, ...]
     mesh: Any
     compiler_options: dict[str, Any] | None
+    controlled: bool
 
 
 def lower(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Lowered:
@@ -97,6 +99,11 @@ def lower(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str
       RefusedError: the function does what a module cannot hold.
     """
     name = getattr(function, "__name__", type(function).__name__)
+    if hasattr(function, "lower") and not hasattr(function, "trace") and hasattr(function, "__wrapped__"):
+        raise RefusedError(
+            f"{name} comes from jax.pmap, whose arrays have a dimension for devices that the step itself takes off and puts on "
+            "again, so that no state is seen to be carried on; use jax.shard_map, into which pmap is translated anyway"
+        )
     jitted: Any = function if hasattr(function, "trace") else jax.jit(function)
     traced = jitted.trace(*args, **kwargs)
     lowered = traced.lower()
@@ -138,6 +145,7 @@ def lower(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str
         devices=devices,
         mesh=_mesh([*settled.values(), *out_settled], len(devices)),
         compiler_options=dict(parameters["compiler_options_kvs"]) or None,
+        controlled=_calls_controlled(traced.jaxpr.jaxpr),
     )
 
 
@@ -161,6 +169,7 @@ class Program:
       devices: how many it runs on.
       in_avals, in_names: shape and dtype of each parameter, and what errors call it.
       out_avals: those of each result.
+      controlled: whether a controller is in it.
     """
 
     name: str
@@ -169,6 +178,7 @@ class Program:
     in_avals: tuple[Any, ...]
     in_names: tuple[str, ...]
     out_avals: tuple[Any, ...]
+    controlled: bool = False
 
 
 _call_p = Primitive("entropic_call")
@@ -208,6 +218,13 @@ def _lower_call(context: Any, *values: Any, program: Program) -> Sequence[Any]:
 
 
 mlir.register_lowering(_call_p, _lower_call)
+
+
+def _calls_controlled(jaxpr: Any) -> bool:
+    """Whether a controlled step is called in a program, at any depth."""
+    if any(equation.primitive is _call_p and equation.params["program"].controlled for equation in jaxpr.eqns):
+        return True
+    return any(_calls_controlled(inner) for equation in jaxpr.eqns for inner in jaxprs_in_params(equation.params))
 
 
 def _is_info(value: Any) -> bool:

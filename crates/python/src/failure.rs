@@ -10,8 +10,18 @@ use pyo3::create_exception;
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 
-create_exception!(entropic, Error, PyException, "Whatever fails in entropic; the text says what, where, and what to do.");
-create_exception!(entropic, RefusedError, Error, "A step that is not controlled: it is not understood, or it is controlled already.");
+create_exception!(
+    entropic,
+    Error,
+    PyException,
+    "Whatever fails in entropic; the text says what, where, and what to do."
+);
+create_exception!(
+    entropic,
+    RefusedError,
+    Error,
+    "A step that is not controlled: it is not understood, or it is controlled already."
+);
 create_exception!(entropic, PolicyError, Error, "A policy that cannot be read, or does not fit the step.");
 
 /// Why there is no result.

@@ -10,7 +10,7 @@ use entropic::target::Platform;
 use hlo::Module;
 use passes::expose::{Exposed, View};
 use passes::inject::inject_step;
-use passes::{ControllerLayout, InjectError};
+use passes::{ControllerLayout, InjectError, PassError, PipelineError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
@@ -65,7 +65,7 @@ impl Step {
             let Found { mut module, step, .. } = self.model.find()?;
             let injection = inject_step(&mut module, step, &policy.0, platform.emission(), &mut |_, _, _| {});
             let injection = injection.map_err(|source| {
-                let unfit = matches!(source, InjectError::Policy(_));
+                let unfit = is_of_policy(&source);
                 let error = ModelError::Inject { path: path(), source: Box::new(source) };
                 if unfit { Failure::policy(&error) } else { Failure::refused(&error) }
             })?;
@@ -89,7 +89,11 @@ impl Step {
             "eff" => View::Eff,
             "preclip" => View::Preclip,
             "raw" => View::Raw,
-            _ => return Err(Failure::Other(format!("there is no view {view:?} of a gradient; there are eff, preclip, raw"))),
+            _ => {
+                return Err(Failure::Other(format!(
+                    "there is no view {view:?} of a gradient; there are eff, preclip, raw"
+                )));
+            }
         };
         let Found { mut module, step, .. } = self.model.find()?;
         let outputs = passes::expose::expose(&mut module, &step, view).map_err(|error| Failure::refused(&error))?;
@@ -148,6 +152,15 @@ impl Injected {
     /// The numbers of another policy, which may differ from the one of the injection in numbers alone.
     fn policy_numbers(&self, policy: &Policy) -> PyResult<Vec<f32>> {
         Ok(self.layout.policy_vector(&policy.0).map_err(|error| Failure::policy(&error))?)
+    }
+}
+
+/// Whether it is the policy that has to change.
+fn is_of_policy(error: &InjectError) -> bool {
+    match error {
+        InjectError::Policy(_) => true,
+        InjectError::Pipeline(PipelineError::Failed { source, .. }) => matches!(source, PassError::Policy(_)),
+        InjectError::Pipeline(_) => false,
     }
 }
 
