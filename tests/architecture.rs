@@ -13,6 +13,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("entropic-passes", &["entropic-hlo"]),
     ("entropic-hlo", &[]),
     ("entropic-pjrt", &[]),
+    ("entropic-python", &["entropic", "entropic-hlo", "entropic-passes"]),
     ("xtask", &[]),
 ];
 
@@ -63,13 +64,25 @@ fn unsafe_code_stays_in_the_pjrt_client() {
             [" {", " fn", " impl", " extern"].iter().any(|next| code.contains(&format!("{word}{next}")))
         })
     };
-    for room in ["src", "passes", "xtask", "crates/hlo", "tests", "benches"] {
+    for room in ["src", "passes", "xtask", "crates/hlo", "crates/python", "tests", "benches"] {
         for (path, text) in sources(&root().join(room)) {
             assert!(!uses(&text), "{} has {word} code", path.display());
         }
     }
     // The check itself sees it where it is.
     assert!(sources(&root().join("crates/pjrt/src")).iter().any(|(_, text)| uses(text)));
+}
+
+#[test]
+fn only_the_extension_module_knows_python() {
+    let metadata = MetadataCommand::new().manifest_path(root().join("Cargo.toml")).no_deps().exec().unwrap();
+    let knows = |package: &cargo_metadata::Package| package.dependencies.iter().any(|d| d.name.starts_with("pyo3"));
+    let knowing: Vec<_> =
+        metadata.workspace_packages().into_iter().filter(|p| knows(p)).map(|p| p.name.to_string()).collect();
+    assert_eq!(knowing, ["entropic-python"]);
+    // `cargo build` and `cargo test` without more leave it alone, so that they need no Python.
+    let defaults: Vec<_> = metadata.workspace_default_packages().iter().map(|p| p.name.to_string()).collect();
+    assert_eq!(defaults, ["entropic"]);
 }
 
 #[test]

@@ -8,14 +8,14 @@ use anyhow::{Context, bail};
 use clap::Args;
 use indicatif::{BinaryBytes, ProgressBar};
 
-use super::inject::read_policy;
 use super::{Outcome, Reading, Replicating, print, table};
-use entropic::audit::kernel::KernelKind;
-use entropic::audit::{Audit, CountedBy, Emitted, Held, Limits, ReplicaAudit, Side, compile_spread};
-use entropic::files;
-use entropic::isolate::Worker;
-use entropic::model::Model;
-use entropic::target::Target;
+use crate::audit::kernel::KernelKind;
+use crate::audit::{Audit, CountedBy, Emitted, Held, Limits, ReplicaAudit, Side, compile_spread};
+use crate::files;
+use crate::isolate::Worker;
+use crate::model::Model;
+use crate::policy_file;
+use crate::target::Target;
 use hlo::Module;
 use passes::Replicas;
 
@@ -62,7 +62,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
-    let policy = read_policy(arguments.policy.as_deref())?;
+    let policy = policy_file::open(arguments.policy.as_deref())?;
     let model = Model::open_with(&arguments.model, &arguments.reading.reader())?;
     let platform = arguments.target.platform();
     let replicas = arguments.replicating.replicas();
@@ -207,7 +207,7 @@ fn describe(audit: &Audit, steps: NonZeroU32) -> String {
 
 /// What replicas hold and send each other.
 fn exchanged(audit: &ReplicaAudit) -> String {
-    let all = |what: &str, e: entropic::audit::Exchanged| format!("{} of {what} with {} bytes", e.launches, e.bytes);
+    let all = |what: &str, e: crate::audit::Exchanged| format!("{} of {what} with {} bytes", e.launches, e.bytes);
     let (held, before, emitted) = (audit.controlled_states, audit.plain_states, audit.emitted);
     format!(
         "{} replicas, each of which holds {} states of {} bytes ({} of {} without control)\n\
@@ -232,7 +232,7 @@ fn exchanged(audit: &ReplicaAudit) -> String {
 }
 
 /// Kernels by what they are made of, those of the controller alone first.
-fn kernels(title: &str, kernels: &[entropic::audit::kernel::Kernel]) -> String {
+fn kernels(title: &str, kernels: &[crate::audit::kernel::Kernel]) -> String {
     let (mut control, mut mixed, mut other) = (0_u64, 0_u64, 0_u64);
     for kernel in kernels {
         let count = if kernel.is_control() {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 
 use super::{Outcome, print, table};
-use entropic::cache::{CACHE_SIZE, CompileCache};
+use crate::cache::{CACHE_SIZE, CompileCache};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::{Outcome, print, table};
-use entropic::files;
-use entropic::run_report::{Agreement, Overview, Row, comparison, outcomes, settings};
+use crate::files;
+use crate::run_report::{Agreement, Overview, Row, comparison, outcomes, settings};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {

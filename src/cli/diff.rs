@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{Outcome, print, table};
-use entropic::diff::{Diff, Kind, Line, Scope, html};
-use entropic::files;
-use entropic::model::Model;
+use crate::diff::{Diff, Kind, Line, Scope, html};
+use crate::files;
+use crate::model::Model;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{Outcome, print};
-use entropic::explain::explain;
+use crate::explain::explain;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {

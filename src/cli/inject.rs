@@ -3,22 +3,23 @@
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::Args;
 
 use super::{Compiling, Outcome, Reading, Replicating, print};
-use entropic::bundle::Bundle;
-use entropic::bundle::manifest::Controller;
-use entropic::engine::Engine;
-use entropic::files;
-use entropic::isolate::Worker;
-use entropic::model::Model;
-use entropic::target::Target;
-use entropic::verify;
+use crate::bundle::Bundle;
+use crate::bundle::manifest::Controller;
+use crate::engine::Engine;
+use crate::files;
+use crate::isolate::Worker;
+use crate::model::Model;
+use crate::policy_file;
+use crate::target::Target;
+use crate::verify;
 use indicatif::HumanBytes;
+use passes::ControllerLayout;
 use passes::layout::ArrayKind;
-use passes::policy::{ARTICLE_POLICY, GroupPolicy};
-use passes::{ControllerLayout, Policy};
+use passes::policy::GroupPolicy;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -55,7 +56,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
-    let policy = read_policy(arguments.policy.as_deref())?;
+    let policy = policy_file::open(arguments.policy.as_deref())?;
     let model = Model::open_with(&arguments.model, &arguments.reading.reader())?;
     let into_itself =
         arguments.output.canonicalize().is_ok_and(|out| model.path().canonicalize().is_ok_and(|m| m == out));
@@ -139,21 +140,6 @@ fn groups(controller: &Controller) -> anyhow::Result<String> {
         format!("group {group} ({policy}): {}\n", members.join(", "))
     };
     Ok(controller.policy.groups.iter().map(line).collect())
-}
-
-/// Reads a policy file, or takes one that comes with the program; the default policy if there is none.
-pub(super) fn read_policy(path: Option<&Path>) -> anyhow::Result<Policy> {
-    let Some(path) = path else { return Ok(Policy::default()) };
-    if !path.exists() {
-        match path.to_str() {
-            Some("default") => return Ok(Policy::default()),
-            Some("monitor") => return Ok(Policy::monitor()),
-            Some("article") => return Ok(Policy::parse(ARTICLE_POLICY)?),
-            _ => {}
-        }
-    }
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the policy {}", path.display()))?;
-    Policy::parse(&text).with_context(|| path.display().to_string())
 }
 
 /// Writes a module and its manifest beside it, or neither.

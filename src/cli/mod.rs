@@ -1,6 +1,6 @@
 //! The command line: one file per subcommand.
 //!
-//! A command returns what it wants to say on failure as one chain of causes, which `main` prints as one
+//! A command returns what it wants to say on failure as one chain of causes, which [`main`] prints as one
 //! paragraph. Results go to standard output, progress and errors to standard error.
 
 mod audit;
@@ -17,15 +17,21 @@ mod show;
 mod train;
 mod worker;
 
+use std::ffi::OsString;
 use std::num::NonZeroU32;
-use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
-use entropic::cache::CompileCache;
-use entropic::input::Reader;
 use passes::{Reduction, Replicas, Weighting};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::cache::CompileCache;
+use crate::input::Reader;
+use crate::isolate;
+use crate::table::table;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -37,13 +43,57 @@ Exit codes:
 MODEL is a bundle (a folder with a manifest.json) or a file with a bare module: a serialized HloModuleProto, HLO text
 as XLA prints it, StableHLO (text or bytecode), or what jax.export serializes.";
 
+/// The exit code of a command that failed, or that found a difference it was asked for.
+const FAILED: u8 = 1;
+
 /// The exit code of a command that was interrupted.
 const INTERRUPTED: u8 = 130;
+
+/// Says what is logged, as in `debug` or `entropic=debug,pjrt=info`; warnings if it is not set.
+const LOG: &str = "RUST_LOG";
+
+/// The program: does what a command line asks for, the program's name being its first argument. Returns the exit code.
+///
+/// A process does this once: what is logged goes to standard error from then on.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
+    let started = Instant::now();
+    log();
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(answer) => {
+            // Help and version are answers, too; where nobody listens any more, the exit code is all there is to say.
+            let _ = answer.print();
+            return u8::try_from(answer.exit_code()).unwrap_or(FAILED);
+        }
+    };
+    match cli.run(started) {
+        Ok(Outcome::Done) => 0,
+        Ok(Outcome::Differs) => FAILED,
+        Ok(Outcome::Interrupted) => INTERRUPTED,
+        Err(error) => {
+            eprintln!("error: {}", isolate::paragraph(error.as_ref()));
+            FAILED
+        }
+    }
+}
+
+/// Sends the log to standard error.
+fn log() {
+    let asked = std::env::var(LOG).ok().filter(|value| !value.is_empty());
+    let filter = asked.as_deref().map(str::parse::<Targets>);
+    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).without_time().with_ansi(false);
+    let by_default = || Targets::new().with_default(LevelFilter::WARN);
+    let subscriber = tracing_subscriber::registry().with(layer);
+    subscriber.with(filter.as_ref().and_then(|f| f.as_ref().ok()).cloned().unwrap_or_else(by_default)).init();
+    if let Some(Err(error)) = filter {
+        tracing::warn!("{LOG} cannot be read ({error}); give a level, or targets with levels as in `entropic=debug`");
+    }
+}
 
 /// Entropy control for JAX-exported train steps.
 #[derive(Debug, Parser)]
 #[command(name = "entropic", version, about, after_help = EXIT_CODES, max_term_width = 100)]
-pub(crate) struct Cli {
+struct Cli {
     #[command(subcommand)]
     command: Command,
 }
@@ -127,7 +177,7 @@ fn weighting() -> impl TypedValueParser<Value = Weighting> {
 
 /// How a command that did not fail ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Outcome {
+enum Outcome {
     /// It did what it was asked.
     Done,
     /// It was asked for a difference as exit code, and there is one.
@@ -142,7 +192,7 @@ impl Cli {
     /// # Errors
     ///
     /// Why it could not; the chain of causes is for a person to read.
-    pub(crate) fn run(self, started: Instant) -> anyhow::Result<Outcome> {
+    fn run(self, started: Instant) -> anyhow::Result<Outcome> {
         match self.command {
             Command::Inspect(arguments) => inspect::run(&arguments),
             Command::Inject(arguments) => inject::run(&arguments),
@@ -156,16 +206,6 @@ impl Cli {
             Command::Worker(arguments) => worker::run(&arguments),
             Command::Train(arguments) => train::run(arguments, started),
             Command::Cache(arguments) => cache::run(&arguments),
-        }
-    }
-}
-
-impl From<Outcome> for ExitCode {
-    fn from(outcome: Outcome) -> Self {
-        match outcome {
-            Outcome::Done => Self::SUCCESS,
-            Outcome::Differs => Self::FAILURE,
-            Outcome::Interrupted => Self::from(INTERRUPTED),
         }
     }
 }
@@ -201,12 +241,4 @@ impl Compiling {
             None
         })
     }
-}
-
-/// A table with this look everywhere.
-fn table(head: &[&str]) -> comfy_table::Table {
-    let mut table = comfy_table::Table::new();
-    table.load_style(comfy_table::presets::UTF8_FULL_CONDENSED).set_header(head.iter().copied());
-    table.set_content_arrangement(comfy_table::ContentArrangement::Dynamic);
-    table
 }

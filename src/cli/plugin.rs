@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 
 use super::{Outcome, print, table};
-use entropic::plugin::{self, Fetched, Found, KNOWN, Known, Origin};
+use crate::plugin::{self, Fetched, Found, KNOWN, Known, Origin};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{Outcome, print};
-use entropic::files;
-use entropic::run_report::{Overview, page, tensorboard};
+use crate::files;
+use crate::run_report::{Overview, page, tensorboard};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{Outcome, Reading, print};
-use entropic::model::Model;
+use crate::model::Model;
 use hlo::text::Preset;
 
 #[derive(Debug, Args)]

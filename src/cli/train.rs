@@ -12,11 +12,11 @@ use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use passes::Policy;
 
-use super::inject::read_policy;
 use super::{Compiling, INTERRUPTED, Outcome, Reading, Replicating, print, progress::Progress, table};
-use entropic::exporter::{RunLabels, RunMetrics, Server};
-use entropic::isolate::Worker;
-use entropic::train::{
+use crate::exporter::{RunLabels, RunMetrics, Server};
+use crate::isolate::Worker;
+use crate::policy_file;
+use crate::train::{
     self, Checkpointing, Consistency, Corruption, Ending, Invocation, Mismatch, Observer, OnWriteError, Options,
     Resume, ResumeError, Setup, Share, StepRecord, Summary, Trainer, Written,
 };
@@ -142,7 +142,7 @@ impl Arguments {
 
     /// What is to run: a new run, or one that goes on.
     fn prepared(&self) -> anyhow::Result<(Invocation, Option<Resume>)> {
-        let policy = self.policy.as_deref().map(|path| read_policy(Some(path))).transpose()?;
+        let policy = self.policy.as_deref().map(|path| policy_file::open(Some(path))).transpose()?;
         let Some(folder) = self.resume.as_deref().filter(|folder| Resume::is_run(folder)) else {
             if let (Some(folder), None) = (&self.resume, &self.model) {
                 bail!(

@@ -1,11 +1,11 @@
-//! `entropic worker`: the program's own child process, see [`entropic::isolate`].
+//! `entropic worker`: the program's own child process, see [`crate::isolate`].
 
 use std::path::PathBuf;
 
 use clap::Args;
 
 use super::Outcome;
-use entropic::isolate;
+use crate::isolate;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {

@@ -17,6 +17,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
@@ -132,10 +133,20 @@ pub enum IsolateError {
     },
 }
 
+/// How this program is started again, where that is not by its own file; see [`started_by`].
+static STARTED_BY: OnceLock<(PathBuf, Vec<OsString>)> = OnceLock::new();
+
+/// Says how this program is started where it lives in another one: by `program` with `arguments` before its own, as in
+/// `python -m entropic`. What was said first counts.
+pub fn started_by(program: impl Into<PathBuf>, arguments: impl IntoIterator<Item = OsString>) {
+    STARTED_BY.get_or_init(|| (program.into(), arguments.into_iter().collect()));
+}
+
 /// How to start a child: the program, its environment, its time.
 #[derive(Debug, Clone)]
 pub struct Worker {
     program: PathBuf,
+    arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
     limit: Option<Duration>,
 }
@@ -144,7 +155,7 @@ impl Worker {
     /// A child of the given program, which must be `entropic`.
     #[must_use]
     pub fn new(program: impl Into<PathBuf>) -> Self {
-        Self { program: program.into(), environment: Vec::new(), limit: None }
+        Self { program: program.into(), arguments: Vec::new(), environment: Vec::new(), limit: None }
     }
 
     /// A child of the running program.
@@ -153,6 +164,9 @@ impl Worker {
     ///
     /// Where the system does not say which file that is.
     pub fn this_program() -> Result<Self, IsolateError> {
+        if let Some((program, arguments)) = STARTED_BY.get() {
+            return Ok(Self { arguments: arguments.clone(), ..Self::new(program) });
+        }
         let failed = |source| IsolateError::Start { program: PathBuf::from("this program"), source };
         env::current_exe().map(Self::new).map_err(failed)
     }
@@ -258,6 +272,7 @@ impl Job {
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         command
+            .args(&self.worker.arguments)
             .arg(SUBCOMMAND)
             .arg(self.folder())
             .current_dir(self.folder())

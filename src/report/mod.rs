@@ -1,5 +1,7 @@
 //! What `inspect` says about a model, as data: everything that discovery found, with names instead of ids.
 
+mod text;
+
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 

@@ -1,0 +1,253 @@
+"""Out of JAX and back: a function becomes a module, a module becomes a function.
+
+`lower` traces and lowers a function once and says everything about it that a caller of the module needs. `call` is the way
+back: a primitive whose lowering puts a module, as a function of its own, into whatever program calls it, so that all that JAX
+does with a function (compilation, sharding, several processes, control flow around it) is done by JAX.
+
+All that this package takes from JAX beyond its documented interface is in this file.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.extend.core import Primitive, jaxprs_in_params
+from jax.interpreters import mlir
+from jaxlib.mlir import ir, passmanager
+from jaxlib.mlir.dialects import func
+
+from ._native import Error, RefusedError
+
+try:
+    from jaxlib._jax.mlir import hlo_to_stablehlo
+except ImportError as error:
+    raise ImportError(
+        f"this release of entropic does not know jaxlib {jax.__version__}; install a release of jax within the range that its "
+        "package asks for"
+    ) from error
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Static:
+    """The arguments of a jitted function that are part of the program: positions, and names where they are given by name."""
+
+    positions: frozenset[int] = frozenset()
+    names: frozenset[str] = frozenset()
+
+    def split(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], list[Any]]:
+        """Positional arguments and those by name, without static ones; and the static ones."""
+        if not self.positions and not self.names:
+            return tuple(args), dict(kwargs), []
+        at = {n % len(args) if -len(args) <= n < 0 else n for n in self.positions}
+        static = [args[n] for n in sorted(at) if n < len(args)]
+        static += [kwargs[name] for name in sorted(self.names) if name in kwargs]
+        positional = tuple(value for n, value in enumerate(args) if n not in at)
+        return positional, {name: value for name, value in kwargs.items() if name not in self.names}, static
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Lowered:
+    """A function as a module, and how the module is called. Sequences are per leaf of the arguments or the results.
+
+    Attributes:
+      name: the function's.
+      module: a serialized `HloModuleProto`.
+      platform: what it was lowered for.
+      static: which arguments are part of the program.
+      static_values: what those were.
+      in_tree: the tree of `(args, kwargs)` without static arguments.
+      in_avals: shape and dtype of each leaf.
+      in_names: path of each leaf as JAX prints it.
+      donated: whether the caller gives the leaf's buffer away.
+      kept: the leaves that the module takes, by number; nothing reads the others.
+      in_shardings: as the caller of `jax.jit` gave them, layouts included; None where they were left open.
+      settled_shardings: those of `kept`, as lowering settled them, by number of the leaf.
+      out_tree, out_avals, out_names, out_shardings: likewise for the results.
+      devices: those that the module runs on.
+      mesh: the mesh over them that the function uses, if it uses one.
+      compiler_options: as the caller of `jax.jit` gave them.
+      controlled: whether a controlled step is called in it.
+    """
+
+    name: str
+    module: bytes
+    platform: str
+    static: Static
+    static_values: list[Any]
+    in_tree: Any
+    in_avals: tuple[Any, ...]
+    in_names: tuple[str, ...]
+    donated: tuple[bool, ...]
+    kept: tuple[int, ...]
+    in_shardings: tuple[Any, ...]
+    settled_shardings: Mapping[int, Any]
+    out_tree: Any
+    out_avals: tuple[Any, ...]
+    out_names: tuple[str, ...]
+    out_shardings: tuple[Any, ...]
+    devices: tuple[Any, ...]
+    mesh: Any
+    compiler_options: dict[str, Any] | None
+    controlled: bool
+
+
+def lower(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Lowered:
+    """Traces and lowers a function for arguments like these: arrays, numbers, `jax.ShapeDtypeStruct`s.
+
+    Raises:
+      RefusedError: the function does what a module cannot hold.
+    """
+    name = getattr(function, "__name__", type(function).__name__)
+    if hasattr(function, "lower") and not hasattr(function, "trace") and hasattr(function, "__wrapped__"):
+        raise RefusedError(
+            f"{name} comes from jax.pmap, whose arrays have a dimension for devices that the step itself takes off and puts on "
+            "again, so that no state is seen to be carried on; use jax.shard_map, into which pmap is translated anyway"
+        )
+    jitted: Any = function if hasattr(function, "trace") else jax.jit(function)
+    traced = jitted.trace(*args, **kwargs)
+    lowered = traced.lower()
+    details, parameters = lowered._lowering.compile_args, traced._params
+    if details["host_callbacks"] or details["keepalive"] or details["ordered_effects"]:
+        raise RefusedError(
+            f"{name} calls back into Python (jax.debug.print, io_callback, pure_callback); such a call cannot leave the program "
+            "and come back. Return what it reads, and print it outside of the step"
+        )
+    if details.get("mut"):
+        raise RefusedError(f"{name} changes a jax.Ref from outside; pass its value in and return the new one")
+    if getattr(lowered._lowering, "const_args", None):
+        raise RefusedError(f"{name} holds constants outside of its program; set jax_use_simplified_jaxpr_constants to False")
+    in_avals = tuple(info._aval for info in jax.tree.leaves(traced.args_info, is_leaf=_is_info))
+    kept = tuple(sorted(details["kept_var_idx"]))
+    settled = dict(zip(kept, map(_sharding, details["in_shardings"]), strict=True))
+    out_settled = [_sharding(s) for s in details["out_shardings"]]
+    devices = tuple(lowered._lowering._device_list)
+    debug = traced.jaxpr.jaxpr.debug_info
+    info = getattr(jitted, "_jit_info", None)
+    static = Static(frozenset(info.static_argnums), frozenset(info.static_argnames)) if info else Static()
+    return Lowered(
+        name=name,
+        module=lowered.compiler_ir("hlo").as_serialized_hlo_module_proto(),
+        platform=lowered._lowering._platforms[0],
+        static=static,
+        static_values=static.split(args, kwargs)[2],
+        in_tree=traced.in_tree,
+        in_avals=in_avals,
+        in_names=tuple(debug.safe_arg_names(len(in_avals))),
+        donated=tuple(info.donated for info in jax.tree.leaves(traced.args_info, is_leaf=_is_info)),
+        kept=kept,
+        in_shardings=_formats(parameters["in_shardings"], parameters["in_layouts"]),
+        settled_shardings=settled,
+        out_tree=traced.out_tree,
+        out_avals=tuple(traced.jaxpr.out_avals),
+        out_names=tuple(debug.safe_result_paths(len(traced.jaxpr.out_avals))),
+        out_shardings=_formats(parameters["out_shardings"], parameters["out_layouts"]),
+        devices=devices,
+        mesh=_mesh([*settled.values(), *out_settled], len(devices)),
+        compiler_options=dict(parameters["compiler_options_kvs"]) or None,
+        controlled=_calls_controlled(traced.jaxpr.jaxpr),
+    )
+
+
+def stablehlo(module: bytes) -> bytes:
+    """A serialized `HloModuleProto` as StableHLO."""
+    return hlo_to_stablehlo(module)
+
+
+def call(program: "Program", *arrays: Any) -> list[Any]:
+    """Calls a program, one array for each of its parameters; returns one for each of its results."""
+    return _call_p.bind(*arrays, program=program)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """A module that JAX functions can call.
+
+    Attributes:
+      name: for errors and for the name of the function in the calling program.
+      stablehlo: the module.
+      devices: how many it runs on.
+      in_avals, in_names: shape and dtype of each parameter, and what errors call it.
+      out_avals: those of each result.
+      controlled: whether a controller is in it.
+    """
+
+    name: str
+    stablehlo: bytes
+    devices: int
+    in_avals: tuple[Any, ...]
+    in_names: tuple[str, ...]
+    out_avals: tuple[Any, ...]
+    controlled: bool = False
+
+
+_call_p = Primitive("entropic_call")
+_call_p.multiple_results = True
+
+
+@_call_p.def_abstract_eval
+def _results(*avals: Any, program: Program) -> Sequence[Any]:
+    for name, given, wanted in zip(program.in_names, avals, program.in_avals, strict=True):
+        if given.shape != wanted.shape or given.dtype != wanted.dtype:
+            raise Error(
+                f"{program.name}: {name} is {given.dtype}{list(given.shape)}, and the step was lowered for "
+                f"{wanted.dtype}{list(wanted.shape)}; for arguments of other shapes or dtypes, call entropic again with those"
+            )
+    return program.out_avals
+
+
+def _lower_call(context: Any, *values: Any, program: Program) -> Sequence[Any]:
+    around = context.module_context
+    axes = around.axis_context
+    devices = axes.num_devices if hasattr(axes, "num_devices") else axes.mesh.size
+    if devices != program.devices and program.devices != 1:
+        raise Error(
+            f"{program.name} was lowered for {program.devices} devices and is called in a program for {devices}; place its "
+            "arguments on the same devices as those it was lowered for"
+        )
+    module = ir.Module.parse(program.stablehlo, context=around.module.context)
+    with module.context:
+        attributes = module.operation.attributes
+        if "mhlo.frontend_attributes" in attributes and "xla.sdy.meshes" in str(attributes["mhlo.frontend_attributes"]):
+            # HLO carries Shardy's operations as attributes.
+            passes = "xla-sdy-round-trip-import-shardy-attrs,sdy-lift-inlined-meshes"
+            passmanager.PassManager.parse(f"builtin.module({passes})").run(module.operation)
+    results = ir.SymbolTable(module.operation)["main"].type.results
+    name = mlir.merge_mlir_modules(around.module, f"entropic_{program.name}", module, dst_symtab=around.symbol_table)
+    return func.CallOp(results, ir.FlatSymbolRefAttr.get(name), list(values)).results
+
+
+mlir.register_lowering(_call_p, _lower_call)
+
+
+def _calls_controlled(jaxpr: Any) -> bool:
+    """Whether a controlled step is called in a program, at any depth."""
+    if any(equation.primitive is _call_p and equation.params["program"].controlled for equation in jaxpr.eqns):
+        return True
+    return any(_calls_controlled(inner) for equation in jaxpr.eqns for inner in jaxprs_in_params(equation.params))
+
+
+def _is_info(value: Any) -> bool:
+    return hasattr(value, "donated")
+
+
+def _sharding(value: Any) -> Any:
+    """None where JAX left it open."""
+    return value if isinstance(value, jax.sharding.Sharding) else None
+
+
+def _formats(shardings: Sequence[Any], layouts: Sequence[Any]) -> tuple[Any, ...]:
+    """What `jax.jit` takes for them."""
+
+    def one(sharding: Any, layout: Any) -> Any:
+        return _sharding(sharding) if layout is None else jax.experimental.layout.Format(layout, _sharding(sharding))
+
+    return tuple(map(one, shardings, layouts))
+
+
+def _mesh(shardings: Sequence[Any], devices: int) -> Any:
+    """The first mesh over all devices."""
+    for sharding in shardings:
+        if isinstance(sharding, jax.sharding.NamedSharding) and sharding.mesh.size == devices > 1:
+            return sharding.mesh
+    return None

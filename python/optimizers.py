@@ -1,0 +1,284 @@
+"""Every optimizer that the installed optax exports, under control: writes docs/python-optimizers.md.
+
+    python python/optimizers.py            # writes the page
+    python python/optimizers.py --check    # writes nothing; fails where the page is not what comes out, or a gradient is wrong
+
+Of each, on an MLP and on a small GPT: the gradients that discovery found are computed and compared with those of `jax.grad`, and
+20 steps under a policy that only watches are compared with 20 plain ones, bit for bit. An optimizer is a public function of
+`optax` or `optax.contrib` that returns a gradient transformation and has a learning rate, or wraps another optimizer.
+"""
+
+import argparse
+import dataclasses
+import inspect
+import pathlib
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import entropic
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib
+
+PAGE = pathlib.Path(__file__).resolve().parents[1] / "docs" / "python-optimizers.md"
+STEPS = 20
+
+# A relative distance of whole tensors. Gradients are found as the graph computes them; `jax.grad` alone is another program.
+TOLERANCE = 1e-4
+
+ARGUMENTS: dict[str, Callable[[], Any]] = {
+    "learning_rate": lambda: 1e-3,
+    "base_optimizer": lambda: optax.sgd(1e-3),
+    "inner": lambda: optax.adam(1e-3),
+    "optimizer": lambda: optax.adam(1e-3),
+    "adv_optimizer": lambda: optax.sgd(1e-3),
+    "fast_optimizer": lambda: optax.adam(1e-3),
+    "max_consecutive_errors": lambda: 5,
+    "sync_period": lambda: 5,
+    "slow_step_size": lambda: 0.5,
+    "l2_norm_clip": lambda: 1.0,
+    "noise_multiplier": lambda: 0.1,
+    "seed": lambda: 0,
+    "key": lambda: jax.random.key(0),
+}
+WRAPPED = {"base_optimizer", "inner", "optimizer", "fast_optimizer"}
+
+
+def optimizers() -> Iterator[tuple[str, Callable[..., Any]]]:
+    """Name and function of each, in order."""
+    for module in (optax, optax.contrib):
+        for name in sorted(dir(module)):
+            function = getattr(module, name)
+            if name.startswith(("_", "scale_by_")) or not inspect.isfunction(function):
+                continue
+            signature = inspect.signature(function)
+            names = {p for p in signature.parameters}
+            transforms = "GradientTransformation" in str(signature.return_annotation)
+            if (transforms and (any("learning_rate" in p for p in names) or names & WRAPPED)) or "learning_rate" in names:
+                if transforms or signature.return_annotation is signature.empty:
+                    yield f"{module.__name__}.{name}", function
+
+
+def make(function: Callable[..., Any]) -> Any:
+    """An optimizer with the defaults of its function; what has none is in ARGUMENTS."""
+    parameters = inspect.signature(function).parameters.values()
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    return function(**{name: ARGUMENTS[name]() for name in needed})
+
+
+@dataclasses.dataclass
+class Model:
+    """What is trained."""
+
+    name: str
+    params: Any
+    loss: Callable[[Any, Any], jax.Array]
+    batch: Callable[[int], Any]
+
+
+def mlp() -> Model:
+    """Two layers, cross-entropy."""
+    keys = jax.random.split(jax.random.key(0), 2)
+    params = {
+        "w1": jax.random.normal(keys[0], (12, 16)) * 0.3,
+        "b1": jnp.zeros(16),
+        "w2": jax.random.normal(keys[1], (16, 4)) * 0.3,
+        "b2": jnp.zeros(4),
+    }
+
+    def loss(p: Any, batch: Any) -> jax.Array:
+        logits = jax.nn.gelu(batch["x"] @ p["w1"] + p["b1"]) @ p["w2"] + p["b2"]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"]).mean()
+
+    def batch(n: int) -> Any:
+        rng = np.random.default_rng(n)
+        return {"x": rng.normal(size=(32, 12)).astype(np.float32), "y": rng.integers(0, 4, 32).astype(np.int32)}
+
+    return Model("MLP", params, loss, batch)
+
+
+def gpt() -> Model:
+    """Two blocks of width 16 over 32 tokens, tied head."""
+    vocabulary, width, heads, window = 32, 16, 2, 12
+    keys = iter(jax.random.split(jax.random.key(1), 16))
+    matrix = lambda *shape: jax.random.normal(next(keys), shape) * 0.2  # noqa: E731
+    norm = lambda: {"scale": jnp.ones(width), "bias": jnp.zeros(width)}  # noqa: E731
+    block = lambda: {  # noqa: E731
+        "ln1": norm(), "qkv": matrix(width, 3 * width), "proj": matrix(width, width),
+        "ln2": norm(), "up": matrix(width, 4 * width), "down": matrix(4 * width, width),
+    }  # fmt: skip
+    params = {"wte": matrix(vocabulary, width), "wpe": matrix(window, width), "h0": block(), "h1": block(), "ln": norm()}
+
+    def normed(p: Any, x: jax.Array) -> jax.Array:
+        x = x - x.mean(-1, keepdims=True)
+        return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-5) * p["scale"] + p["bias"]
+
+    def attention(p: Any, x: jax.Array) -> jax.Array:
+        split = lambda y: y.reshape(*y.shape[:2], heads, -1).transpose(0, 2, 1, 3)  # noqa: E731
+        q, k, v = map(split, jnp.split(x @ p["qkv"], 3, axis=-1))
+        scores = q @ k.transpose(0, 1, 3, 2) / (width // heads) ** 0.5
+        scores = jnp.where(jnp.tril(jnp.ones(scores.shape[-2:], bool)), scores, -1e9)
+        return (jax.nn.softmax(scores) @ v).transpose(0, 2, 1, 3).reshape(x.shape) @ p["proj"]
+
+    def loss(p: Any, tokens: Any) -> jax.Array:
+        x = p["wte"][tokens[:, :-1]] + p["wpe"]
+        for name in ("h0", "h1"):
+            x = x + attention(p[name], normed(p[name]["ln1"], x))
+            x = x + jax.nn.gelu(normed(p[name]["ln2"], x) @ p[name]["up"]) @ p[name]["down"]
+        logits = normed(p["ln"], x) @ p["wte"].T
+        return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
+
+    def batch(n: int) -> Any:
+        return np.random.default_rng(n).integers(0, vocabulary, (8, window + 1)).astype(np.int32)
+
+    return Model("GPT", params, loss, batch)
+
+
+def step_of(model: Model, tx: Any, per_example: bool) -> Callable[..., Any]:
+    """An ordinary train step; what some optimizers want to know besides is given to all."""
+    tx = optax.with_extra_args_support(tx)
+
+    def step(params: Any, opt_state: Any, batch: Any) -> Any:
+        value_fn = lambda p, *_: model.loss(p, batch)  # noqa: E731
+        value, grads = jax.value_and_grad(value_fn)(params)
+        given = grads
+        if per_example:
+            single = lambda p, example: model.loss(p, jax.tree.map(lambda x: x[None], example))  # noqa: E731
+            given = jax.vmap(jax.grad(single), (None, 0))(params, batch)
+        more = {"value": value, "grad": grads, "value_fn": value_fn, "obj_fn": value_fn, "loss": value}
+        updates, opt_state = tx.update(given, opt_state, params, **more)
+        return optax.apply_updates(params, updates), opt_state, value
+
+    return step
+
+
+@dataclasses.dataclass
+class Verdict:
+    """What came of one optimizer on one model."""
+
+    text: str
+    right: int = 0
+    wrong: int = 0
+    absent: int = 0
+    refused: bool = False
+    failed: bool = False
+
+
+def judge(model: Model, function: Callable[..., Any]) -> Verdict:
+    """Finds the gradients, compares them, and compares 20 steps."""
+    try:
+        tx = make(function)
+        state = (model.params, tx.init(model.params))
+        step = jax.jit(step_of(model, tx, per_example="l2_norm_clip" in inspect.signature(function).parameters))
+        jax.eval_shape(step, *state, model.batch(0))
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        return Verdict(f"not a step: {first_line(error)}", failed=True)
+    try:
+        exposed = jax.jit(entropic.expose(step, (*state, model.batch(0)), "preclip"))
+        controlled, ctl = entropic.control(step, (*state, model.batch(0)), "monitor")
+    except entropic.RefusedError as error:
+        return Verdict(first_line(error).removeprefix("step: "), refused=True)
+    found = entropic.inspect(step, (*state, model.batch(0)))
+    factors = {p["name"]: (p["gradient"] or {}).get("constant_scale") for p in found.report["parameters"]}
+    verdict = Verdict("")
+    theirs = ours = state
+    for n in range(STEPS):
+        if n in (0, 3):
+            compare(model, theirs[0], model.batch(n), exposed(*theirs, model.batch(n))[1], factors, verdict)
+        *theirs, loss = step(*theirs, model.batch(n))
+        (*ours, our_loss), ctl, _ = controlled(ctl, *ours, model.batch(n))
+        if not same_bits((*theirs, loss), (*ours, our_loss)):
+            verdict.text = f"not neutral in step {n}"
+            verdict.failed = True
+            return verdict
+    verdict.right, verdict.wrong = verdict.right // 2, (verdict.wrong + 1) // 2
+    reasons = {reason for p in found.parameters if p.gradient is None for reason in p.reasons}
+    verdict.absent = sum(p.gradient is None for p in found.parameters)
+    count = len(jax.tree.leaves(model.params))
+    verdict.text = f"{verdict.right} of {count}" + (f"; {'; '.join(sorted(reasons))}" if reasons else "")
+    return verdict
+
+
+def compare(model: Model, params: Any, batch: Any, found: Any, factors: Any, verdict: Verdict) -> None:
+    """Counts gradients that are those of `jax.grad`, and those that are not."""
+    for path, wanted in jax.tree_util.tree_leaves_with_path(jax.grad(model.loss)(params, batch)):
+        name = f"params{jax.tree_util.keystr(path)}"
+        if name in found:
+            got, want = np.asarray(found[name], np.float64), np.asarray(wanted, np.float64)
+            if factors.get(name):
+                # Known up to a constant factor: the direction is what can be compared.
+                got = got * np.vdot(got, want) / max(np.vdot(got, got), 1e-300)
+            right = np.linalg.norm(got - want) <= TOLERANCE * np.linalg.norm(want) + 1e-12
+            verdict.right += right
+            verdict.wrong += not right
+
+
+def same_bits(a: Any, b: Any) -> bool:
+    """Whether all arrays of two trees are alike, bit for bit."""
+    words = lambda x: np.atleast_1d(np.asarray(jax.random.key_data(x) if is_key(x) else x)).view(np.uint8)  # noqa: E731
+    return all(np.array_equal(words(x), words(y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def is_key(x: Any) -> bool:
+    return hasattr(x, "dtype") and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0].replace("|", "\\|")
+
+
+def page() -> tuple[str, bool]:
+    """The page, and whether all of it is as it should be."""
+    models = [mlp(), gpt()]
+    rows, verdicts = [], []
+    for name, function in optimizers():
+        print(name, file=sys.stderr, flush=True)
+        row = [judge(model, function) for model in models]
+        verdicts.append(row)
+        rows.append(f"| `{name}` | {' | '.join(v.text for v in row)} |")
+    flat = [v for row in verdicts for v in row]
+    count = lambda what: sum(map(what, verdicts))  # noqa: E731
+    right = count(lambda row: all(v.right and not (v.wrong or v.absent or v.failed) for v in row))
+    refused = count(lambda row: any(v.refused for v in row))
+    partly = count(lambda row: not any(v.refused or v.failed for v in row) and any(v.absent for v in row))
+    failed = count(lambda row: any(v.failed for v in row))
+    wrong = sum(v.wrong for v in flat)
+    text = f"""# Optimizers
+
+`python python/optimizers.py` wrote this page with optax {optax.__version__}: every public function of `optax` and `optax.contrib`
+that returns a gradient transformation and has a learning rate, or wraps an optimizer, with its defaults. Columns say for how many
+parameters the gradient was found and, in two of 20 steps, is within a relative {TOLERANCE:g} that of `jax.grad`; or why the step
+is refused. All that are not refused are bit for bit the plain step for 20 steps under the policy `monitor`.
+
+{len(verdicts)} optimizers: {right} found in full on both models, {partly} in part with a reason, {refused} refused with a reason,
+{failed} without a step to control; {wrong} gradients are wrong.
+
+| optimizer | MLP | GPT |
+|---|---|---|
+{chr(10).join(rows)}
+"""
+    return text, wrong == 0 and not any(v.text.startswith("not neutral") for v in flat)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where the page is out of date")
+    check = parser.parse_args().check
+    warnings.simplefilter("ignore")
+    text, sound = page()
+    if not check:
+        PAGE.write_text(text)
+    elif not PAGE.exists() or PAGE.read_text() != text:
+        print(f"{PAGE} is out of date; run python python/optimizers.py", file=sys.stderr)
+        return 1
+    if not sound:
+        print("a gradient is wrong, or a step is not neutral; see the page", file=sys.stderr)
+    return 0 if sound else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
