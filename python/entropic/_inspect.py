@@ -24,7 +24,8 @@ class Parameter:
       gradient: the name of its gradient in the module (`eff`: what the optimizer consumes); None where there is none.
       update: what the step adds to it, by name; None where the module holds no such value.
       moments: paths of the states that belong to it.
-      confidence: how sure that is: "high", "medium" or "low".
+      confidence: "strong" where structure alone decided; "weak" where the alias table broke a tie, or the gradient is known up to
+        a constant factor.
       reasons: why; and why there is no gradient.
     """
 
@@ -44,8 +45,9 @@ class State:
     Attributes:
       name: its path in the arguments.
       shape: element type and shape, as HLO writes them.
-      role: what it is: "parameter", "first-moment", "counter", ...
-      held: whether a refused step leaves it as it was: "held", "advancing", or "unclassified".
+      role: what it is: "parameter", "moment", "schedule-counter", ...
+      held: what a refused step does with it: "held" keeps its bits, "advancing" goes on, of "both" the policy decides; what is
+        "unclassified" has to be assigned by the policy before it gates.
       reason: why.
     """
 

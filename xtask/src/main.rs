@@ -97,7 +97,6 @@ fn test_python() -> Result<()> {
         let mut command = Command::new(&python);
         run(command.args(["-m", "pytest", "--quiet", tests]).env("PIP_NO_INDEX", "1").env("ENTROPIC_BIN", &program))?;
     }
-    run(Command::new(&python).args(["python/optimizers.py", "--check"]))?;
     test_with_oldest_jax(&python)
 }
 
