@@ -46,7 +46,12 @@ ARGUMENTS: dict[str, Callable[[], Any]] = {
     "noise_multiplier": lambda: 0.1,
     "seed": lambda: 0,
     "key": lambda: jax.random.key(0),
+    "should_transform_fn": lambda: lambda step, **_: step >= 0,
+    "mask": lambda: True,
+    "freeze_mask": lambda: False,
 }
+# What some optimizers want to know besides the gradient; the first set that one takes is given to it.
+EXTRAS = (("value", "grad", "value_fn"), ("value", "grad", "value_fn", "obj_fn", "loss"), ())
 WRAPPED = {"base_optimizer", "inner", "optimizer", "fast_optimizer"}
 
 
@@ -145,22 +150,38 @@ def gpt() -> Model:
     return Model("GPT", params, loss, batch, neutral=False)
 
 
-def step_of(model: Model, tx: Any, per_example: bool) -> Callable[..., Any]:
-    """An ordinary train step; what some optimizers want to know besides is given to all."""
+def step_of(model: Model, tx: Any, per_example: bool, extras: tuple[str, ...]) -> Callable[..., Any]:
+    """An ordinary train step."""
     tx = optax.with_extra_args_support(tx)
 
     def step(params: Any, opt_state: Any, batch: Any) -> Any:
         value_fn = lambda p, *_: model.loss(p, batch)  # noqa: E731
-        value, grads = jax.value_and_grad(value_fn)(params)
-        given = grads
-        if per_example:
-            single = lambda p, example: model.loss(p, jax.tree.map(lambda x: x[None], example))  # noqa: E731
-            given = jax.vmap(jax.grad(single), (None, 0))(params, batch)
-        more = {"value": value, "grad": grads, "value_fn": value_fn, "obj_fn": value_fn, "loss": value}
-        updates, opt_state = tx.update(given, opt_state, params, **more)
+        value, grads = jax.value_and_grad(value_fn)(trained(params))
+        given = per_example_gradients(model, params, batch) if per_example else grads
+        known = {"value": value, "grad": grads, "value_fn": value_fn, "obj_fn": value_fn, "loss": value}
+        updates, opt_state = tx.update(given, opt_state, params, **{name: known[name] for name in extras})
         return optax.apply_updates(params, updates), opt_state, value
 
     return step
+
+
+def trained(params: Any) -> Any:
+    """The parameters that the loss takes."""
+    return params.fast if isinstance(params, optax.LookaheadParams) else params
+
+
+def per_example_gradients(model: Model, params: Any, batch: Any) -> Any:
+    """Gradients with the batch as their first dimension."""
+    single = lambda p, example: model.loss(p, jax.tree.map(lambda x: x[None], example))  # noqa: E731
+    return jax.vmap(jax.grad(single), (None, 0))(params, batch)
+
+
+def clipped_sum(model: Model, params: Any, batch: Any) -> Any:
+    """What a differentially private optimizer calls the gradient, before noise: clipped example by example, and summed."""
+    grads = per_example_gradients(model, params, batch)
+    norms = jax.vmap(optax.global_norm)(grads)
+    factors = jnp.minimum(1.0, ARGUMENTS["l2_norm_clip"]() / norms)
+    return jax.tree.map(lambda g: jnp.tensordot(factors, g, 1), grads)
 
 
 @dataclasses.dataclass
@@ -179,14 +200,15 @@ def judge(model: Model, function: Callable[..., Any]) -> Verdict:
     """Finds the gradients, compares them, and compares 20 steps."""
     try:
         tx = make(function)
-        state = (model.params, tx.init(model.params))
-        step = jax.jit(step_of(model, tx, per_example="l2_norm_clip" in inspect.signature(function).parameters))
-        jax.eval_shape(step, *state, model.batch(0))
+        params = optax.LookaheadParams.init_synced(model.params) if function is optax.lookahead else model.params
+        state = (params, tx.init(params))
+        per_example = "l2_norm_clip" in inspect.signature(function).parameters
+        step = first_step(model, tx, per_example, state)
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         return Verdict(f"not a step: {first_line(error)}", failed=True)
     args = (*state, model.batch(0))
     try:
-        exposed = entropic.expose(step, args, "preclip")
+        exposed = entropic.expose(step, args, "raw")
         found = entropic.inspect(step, args)
         bits = differing_step(model, step, state) if model.neutral else None
     except entropic.RefusedError as error:
@@ -201,13 +223,30 @@ def judge(model: Model, function: Callable[..., Any]) -> Verdict:
     for n in range(GRADIENTS):
         params, batch = state[0], model.batch(n)
         (*state, _), gradients = exposed(*state, batch)
-        right &= compare(model.grad(params, batch), gradients, factors)
+        if per_example:
+            right &= compare("params", clipped_sum(model, params, batch), gradients, dict.fromkeys(gradients, True))
+        else:
+            path = "params" if trained(params) is params else "params.fast"
+            right &= compare(path, model.grad(trained(params), batch), gradients, factors)
     verdict.right, verdict.wrong = len(right), len(gradients) - len(right)
-    verdict.absent = sum(p.gradient is None for p in found.parameters)
-    reasons = {reason for p in found.parameters if p.gradient is None for reason in p.reasons}
+    absent = [p for p in found.parameters if p.gradient is None and not p.name.startswith("params.slow")]
+    verdict.absent = len(absent)
+    reasons = {reason for p in absent for reason in p.reasons}
     count = len(jax.tree.leaves(model.params))
     verdict.text = f"{verdict.right} of {count}" + (f"; {'; '.join(sorted(reasons))}" if reasons else "")
     return verdict
+
+
+def first_step(model: Model, tx: Any, per_example: bool, state: Any) -> Callable[..., Any]:
+    """The step with the first of EXTRAS that the optimizer takes; what it says to the last is what is raised."""
+    for extras in EXTRAS:
+        step = jax.jit(step_of(model, tx, per_example, extras))
+        try:
+            jax.eval_shape(step, *state, model.batch(0))
+            return step
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            refusal = error
+    raise refusal
 
 
 def differing_step(model: Model, step: Callable[..., Any], state: Any) -> int | None:
@@ -222,11 +261,11 @@ def differing_step(model: Model, step: Callable[..., Any], state: Any) -> int | 
     return None
 
 
-def compare(wanted: Any, found: Any, factors: Any) -> set[str]:
-    """The names of the gradients that are those of `jax.grad`."""
+def compare(root: str, wanted: Any, found: Any, factors: Any) -> set[str]:
+    """The names of the gradients that are the wanted ones, those of the tree at the path `root`."""
     right = set()
     for path, gradient in jax.tree_util.tree_leaves_with_path(wanted):
-        name = f"params{jax.tree_util.keystr(path)}"
+        name = f"{root}{jax.tree_util.keystr(path)}"
         if name not in found:
             continue
         got, want = np.asarray(found[name], np.float64), np.asarray(gradient, np.float64)
@@ -249,7 +288,9 @@ def is_key(x: Any) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0].replace("|", "\\|")
+    line = str(error).strip().split("\n")[0].replace("|", "\\|")
+    # What is said of the first parameter is said of all.
+    return "; ".join(line.split("; ")[:2])
 
 
 def page() -> tuple[str, bool]:
@@ -272,8 +313,9 @@ def page() -> tuple[str, bool]:
 
 `python python/optimizers.py` wrote this page with optax {optax.__version__}: every public function of `optax` and `optax.contrib`
 that returns a gradient transformation and has a learning rate, or wraps an optimizer, with its defaults. Columns say for how many
-parameters the gradient was found and, in each of {GRADIENTS} steps, is within a relative {TOLERANCE:g} that of `jax.grad`; or why the
-step is refused. On the MLP, all that are not refused are bit for bit the plain step for {STEPS} steps under the policy `monitor`.
+parameters the gradient was found and, in each of {GRADIENTS} steps, is within a relative {TOLERANCE:g} that of `jax.grad`, before noise,
+weight decay and factors of the optimizer's own (the view `raw`); or why the step is refused. `dpsgd` has no such gradient: there the sum of
+clipped gradients of single examples is what has to be found. On the MLP, all that are not refused are bit for bit the plain step for {STEPS} steps under the policy `monitor`.
 
 {len(verdicts)} optimizers: {right} found in full on both models, {partly} in part with a reason, {refused} refused with a reason,
 {failed} without a step to control; {wrong} gradients are wrong.

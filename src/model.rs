@@ -1,5 +1,6 @@
 //! What the commands take as MODEL: a bundle or a bare module, and the train step in it.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
@@ -188,7 +189,7 @@ impl Model {
         let fused = || ModelError::Fused { path: self.path().to_owned(), steps: said };
         let failed = |source| ModelError::Find { path: self.path().to_owned(), source: Box::new(source) };
         let mut module = self.module().clone();
-        let mut context = Context::default();
+        let mut context = Context::with_successors(self.successors());
         Pipeline::new()
             .with(InlineCalls)
             .with(Discover)
@@ -211,6 +212,17 @@ impl Model {
             }
         };
         Ok(Found { module, manifest, step })
+    }
+
+    /// Of outputs the input whose next value they are, as far as that was said.
+    fn successors(&self) -> BTreeMap<usize, usize> {
+        match self {
+            Self::Bundle(bundle) => {
+                let outputs = bundle.manifest.outputs.iter().enumerate();
+                outputs.filter_map(|(number, output)| Some((number, output.input?))).collect()
+            }
+            Self::Bare { origin, .. } => origin.successors.clone(),
+        }
     }
 
     /// Injects the controller, emitted as the compiler of `platform` likes it. The result is a bundle in the folder of this

@@ -5,7 +5,7 @@ use thiserror::Error;
 
 use crate::append_state::AppendState;
 use crate::control::Control;
-use crate::discover::discover;
+use crate::discover::discover_with;
 use crate::gate::{Gate, PredicateStyle};
 use crate::gradient_all_reduce::{GradientAllReduce, Replicas};
 use crate::inline_calls::InlineCalls;
@@ -63,7 +63,7 @@ impl Pass for Discover {
     }
 
     fn run(&self, module: &mut Module, context: &mut Context) -> Result<Changed, PassError> {
-        context.step = Some(discover(module)?);
+        context.step = Some(discover_with(module, &context.successors)?);
         Ok(Changed::No)
     }
 }

@@ -57,7 +57,7 @@ mod mesh;
 
 mod names;
 
-pub use discover::{DiscoverError, discover};
+pub use discover::{DiscoverError, discover, discover_with};
 pub use fuse_steps::{FuseError, FuseSteps, StepInput, StepOutput};
 pub use gradient_all_reduce::{Reduction, Replicas, Weighting};
 pub use inject::{InjectError, InjectOptions, Injection, inject, inject_observed, inject_step, replicate_step};

@@ -51,6 +51,8 @@ pub trait Pass {
 /// What passes hand to those after them.
 #[derive(Debug, Clone, Default)]
 pub struct Context {
+    /// Of outputs the parameter whose next value they are, as far as whoever made the program knows.
+    pub successors: BTreeMap<usize, usize>,
     /// The train step, once found.
     pub step: Option<TrainStep>,
     /// What the controller adds to the program, once known.
@@ -72,6 +74,12 @@ pub struct Context {
 }
 
 impl Context {
+    /// A context for a module of which somebody knows [successors](Self::successors).
+    #[must_use]
+    pub fn with_successors(successors: BTreeMap<usize, usize>) -> Self {
+        Self { successors, ..Self::default() }
+    }
+
     /// A context for a step that was found already.
     #[must_use]
     pub fn with_step(step: TrainStep) -> Self {

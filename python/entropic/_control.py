@@ -92,7 +92,7 @@ def read_policy(policy: PolicyLike) -> Policy:
 def native_step(lowered: Lowered) -> Step:
     """The module of a function, with names for errors and reports."""
     inputs = [lowered.in_names[n] for n in lowered.kept]
-    return Step(lowered.module, lowered.name, inputs, list(lowered.out_names))
+    return Step(lowered.module, lowered.name, inputs, list(lowered.out_names), dict(lowered.successors))
 
 
 class ControlledStep:

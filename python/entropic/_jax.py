@@ -9,7 +9,7 @@ All that this package takes from JAX beyond its documented interface is in this 
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.extend.core import Primitive, jaxprs_in_params
@@ -64,6 +64,8 @@ class Lowered:
       in_shardings: as the caller of `jax.jit` gave them, layouts included; None where they were left open.
       settled_shardings: those of `kept`, as lowering settled them, by number of the leaf.
       out_tree, out_avals, out_names, out_shardings: likewise for the results.
+      successors: by number of a leaf of the results, that of the parameter of the module whose next value it is, as far as
+        arguments and results say that by being trees of one kind.
       devices: those that the module runs on.
       mesh: the mesh over them that the function uses, if it uses one.
       compiler_options: as the caller of `jax.jit` gave them.
@@ -86,6 +88,7 @@ class Lowered:
     out_avals: tuple[Any, ...]
     out_names: tuple[str, ...]
     out_shardings: tuple[Any, ...]
+    successors: Mapping[int, int]
     devices: tuple[Any, ...]
     mesh: Any
     compiler_options: dict[str, Any] | None
@@ -142,6 +145,7 @@ def lower(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str
         out_avals=tuple(traced.jaxpr.out_avals),
         out_names=tuple(debug.safe_result_paths(len(traced.jaxpr.out_avals))),
         out_shardings=_formats(parameters["out_shardings"], parameters["out_layouts"]),
+        successors=_successors(traced.in_tree, in_avals, traced.out_tree, tuple(traced.jaxpr.out_avals), kept),
         devices=devices,
         mesh=_mesh([*settled.values(), *out_settled], len(devices)),
         compiler_options=dict(parameters["compiler_options_kvs"]) or None,
@@ -225,6 +229,58 @@ def _calls_controlled(jaxpr: Any) -> bool:
     if any(equation.primitive is _call_p and equation.params["program"].controlled for equation in jaxpr.eqns):
         return True
     return any(_calls_controlled(inner) for equation in jaxpr.eqns for inner in jaxprs_in_params(equation.params))
+
+
+class _Subtree(NamedTuple):
+    """A part of a tree: its kind, and its leaves by number."""
+
+    kind: Any
+    leaves: range
+    tree: Any
+
+    @staticmethod
+    def of(tree: Any, avals: Sequence[Any], start: int = 0) -> "_Subtree":
+        leaves = range(start, start + tree.num_leaves)
+        return _Subtree((tree, tuple((avals[n].shape, avals[n].dtype) for n in leaves)), leaves, tree)
+
+    def children(self, avals: Sequence[Any]) -> list["_Subtree"]:
+        """Those that are trees themselves: a single array says nothing by its kind."""
+        children, start = [], self.leaves.start
+        for child in self.tree.children():
+            if child.num_leaves and not jax.tree_util.treedef_is_leaf(child):
+                children.append(_Subtree.of(child, avals, start))
+            start += child.num_leaves
+        return children
+
+
+def _successors(
+    in_tree: Any, in_avals: Sequence[Any], out_tree: Any, out_avals: Sequence[Any], kept: Sequence[int]
+) -> dict[int, int]:
+    """Results that succeed arguments because they are trees of one kind, largest first.
+
+    An optimizer may keep what owes nothing to what was kept before it (the last gradient), which no graph tells from data. Where
+    there are more trees of a kind on one side than on the other, nothing is said.
+    """
+    results, at = [_Subtree.of(out_tree, out_avals)], 0
+    while at < len(results):
+        results += results[at].children(out_avals)
+        at += 1
+    position = {leaf: n for n, leaf in enumerate(kept)}
+    successors: dict[int, int] = {}
+    open_ = [_Subtree.of(in_tree, in_avals)]
+    while open_:
+        size = max(len(subtree.leaves) for subtree in open_)
+        level = [subtree for subtree in open_ if len(subtree.leaves) == size]
+        open_ = [subtree for subtree in open_ if len(subtree.leaves) < size]
+        for kind in dict.fromkeys(subtree.kind for subtree in level):
+            ours = [subtree for subtree in level if subtree.kind == kind]
+            theirs = [s for s in results if s.kind == kind and successors.keys().isdisjoint(s.leaves)]
+            if not theirs:
+                open_ += [child for subtree in ours for child in subtree.children(in_avals)]
+            elif len(theirs) == len(ours):
+                for before, after in zip(ours, theirs):
+                    successors |= {o: i for i, o in zip(before.leaves, after.leaves)}
+    return {o: position[i] for o, i in successors.items() if i in position}
 
 
 def _is_info(value: Any) -> bool:

@@ -28,8 +28,9 @@ class Policy:
 class Step:
     """A lowered train step."""
 
-    def __new__(cls, module: bytes, name: str, inputs: list[str], outputs: list[str]) -> Step:
-        """`name` is what errors call the step; `inputs` and `outputs` name parameters and results of the entry computation."""
+    def __new__(cls, module: bytes, name: str, inputs: list[str], outputs: list[str], successors: dict[int, int]) -> Step:
+        """`name` is what errors call the step; `inputs` and `outputs` name parameters and results of the entry computation, and
+        `successors` has, by number of a result, that of the parameter whose next value it is, as far as that is known."""
 
     def inspect(self) -> tuple[str, str]:
         """What was found, as JSON and as text."""

@@ -7,6 +7,8 @@ mod convert;
 mod format;
 pub mod jax_export;
 
+use std::collections::BTreeMap;
+
 use hlo::Module;
 use thiserror::Error;
 
@@ -47,6 +49,8 @@ pub struct Origin {
     pub format: Format,
     /// Tree paths of its outputs; empty where nobody knows.
     pub output_names: Vec<String>,
+    /// Of outputs the input whose next value they are, by number; empty where nobody knows.
+    pub successors: BTreeMap<usize, usize>,
     /// The platforms that the file says it is for.
     pub platforms: Vec<String>,
     /// The platform whose code was chosen, where there was a choice.
@@ -221,7 +225,8 @@ impl Reader {
         }
         fit(&mut module, &exported)?;
         let output_names = exported.outputs.into_iter().map(|o| o.path).collect();
-        Ok(Input { module, origin: Origin { format, output_names, platforms: exported.platforms, chosen } })
+        let platforms = exported.platforms;
+        Ok(Input { module, origin: Origin { format, output_names, platforms, chosen, ..Origin::default() } })
     }
 
     fn no_platforms(&self, format: Format) -> Result<(), InputError> {

@@ -1,5 +1,6 @@
 //! A train step that a caller has in memory: what is found in it, and what becomes of it.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use entropic::bundle::Dtype;
@@ -33,13 +34,21 @@ type ExposedGradient = (String, String, Vec<i64>);
 #[pymethods]
 impl Step {
     /// Reads a serialized `HloModuleProto`. `name` is what errors call the step; `inputs` are the names of the entry
-    /// computation's parameters in order, `outputs` those of the elements of its result.
+    /// computation's parameters in order, `outputs` those of the elements of its result; `successors` has numbers of outputs with that
+    /// of the input whose next value they are.
     #[new]
-    fn new(py: Python<'_>, module: &[u8], name: PathBuf, inputs: Vec<String>, outputs: Vec<String>) -> PyResult<Self> {
+    fn new(
+        py: Python<'_>,
+        module: &[u8],
+        name: PathBuf,
+        inputs: Vec<String>,
+        outputs: Vec<String>,
+        successors: BTreeMap<usize, usize>,
+    ) -> PyResult<Self> {
         work(py, || {
             let mut module = Module::import(module).map_err(|error| Failure::other(&error))?;
             rename(&mut module, inputs)?;
-            let origin = Origin { output_names: outputs, ..Origin::default() };
+            let origin = Origin { output_names: outputs, successors, ..Origin::default() };
             Ok(Self { model: Model::Bare { path: name, module: Box::new(module), origin } })
         })
     }

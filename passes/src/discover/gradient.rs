@@ -18,7 +18,7 @@ use super::flow::Flow;
 use super::graph::{NodeId, NodeMap, Op};
 use super::pair::CarryPaths;
 use super::roles::Roles;
-use super::update::moment;
+use super::update::{is_average_by, moment};
 use crate::step::{ConstantScale, Gradient, GradientStatus, Link, LinkKind, MomentForm, MomentOf};
 
 /// Walking back stops after this many links.
@@ -214,18 +214,34 @@ impl<'f, 'g, 'm> Finder<'f, 'g, 'm> {
     /// `m' = a·m + (1 - a)·g`, where nothing but this sum reads `g`: the last array before the moment is `(1 - a)·g`,
     /// and the coefficients say that the gradient is `g`.
     fn complete_averages(&self, found: &mut Found, group: &[usize]) {
-        let Some(scale) = &found.constant_scale else { return };
-        if found.raw != found.eff || found.links.is_empty() {
-            return;
-        }
-        let completes = group.iter().any(|&s| {
-            let recurrence = moment(self.flow, Some(found), s);
-            recurrence.of == MomentOf::Gradient
-                && recurrence.form == MomentForm::HeavyBall
-                && recurrence.decay.is_some_and(|a| (a + scale.factor - 1.0).abs() < 1e-5)
-        });
-        if let Some(first) = found.links.first().filter(|_| completes) {
+        let Some(first) = found.links.first().filter(|_| found.raw == found.eff) else { return };
+        let completes = match &found.constant_scale {
+            Some(scale) => group.iter().any(|&s| {
+                let recurrence = moment(self.flow, Some(found), s);
+                recurrence.of == MomentOf::Gradient
+                    && recurrence.form == MomentForm::HeavyBall
+                    && recurrence.decay.is_some_and(|a| (a + scale.factor - 1.0).abs() < 1e-5)
+            }),
+            // A coefficient that changes from step to step.
+            None => self.factor_of(found.eff, first.from).is_some_and(|factor| {
+                first.kinds.iter().eq([&LinkKind::Scale])
+                    && group.iter().any(|&s| is_average_by(self.flow, found, s, factor))
+            }),
+        };
+        if completes {
             found.raw = first.from;
+        }
+    }
+
+    /// What `product` multiplies `scaled` by.
+    fn factor_of(&self, product: NodeId, scaled: NodeId) -> Option<NodeId> {
+        let graph = self.flow.graph;
+        let (x, y) = graph.pair(product).filter(|_| graph.is(product, Opcode::Multiply))?;
+        let is_scaled = |n: NodeId| graph.through_conversions(n) == graph.through_conversions(scaled);
+        match (is_scaled(x), is_scaled(y)) {
+            (true, false) => Some(y),
+            (false, true) => Some(x),
+            _ => None,
         }
     }
 

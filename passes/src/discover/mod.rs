@@ -27,7 +27,7 @@ mod update;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use hlo::{Instruction, Module, Opcode, Shape};
+use hlo::{AliasKind, Instruction, Module, Opcode, Shape};
 
 pub use error::{DiscoverError, Refusal, RefusalKind};
 pub use replicas::{DataCount, data_dependent_counts, varying_outputs};
@@ -53,6 +53,34 @@ use crate::step::{
 ///
 /// Where no step is found, or the gradient of some parameter is not decided.
 pub fn discover(module: &Module) -> Result<TrainStep, DiscoverError> {
+    discover_with(module, &BTreeMap::new())
+}
+
+/// The same where somebody knows of outputs which input's next value they are: `successors` has the parameter's number by output.
+///
+/// Like the alias table, whose entries they replace, they decide where the graph alone does not: an optimizer that keeps the last
+/// gradient has a state whose next value owes nothing to its old one.
+///
+/// # Errors
+///
+/// As [`discover`].
+pub fn discover_with(module: &Module, successors: &BTreeMap<usize, usize>) -> Result<TrainStep, DiscoverError> {
+    if successors.is_empty() {
+        return discover_hinted(module);
+    }
+    let mut hinted = module.clone();
+    let known = |parameter: usize| successors.values().any(|&p| p == parameter);
+    hinted.retain_aliases(|output, parameter| !successors.contains_key(&output) && !known(parameter));
+    hinted.retain_donors(|parameter| !known(parameter));
+    for (&output, &parameter) in successors {
+        // A parameter that is said to have two next values keeps the first.
+        let _ = hinted.alias(output, parameter, AliasKind::May);
+    }
+    discover_hinted(&hinted)
+}
+
+/// Finds the step with the help of the module's alias table.
+fn discover_hinted(module: &Module) -> Result<TrainStep, DiscoverError> {
     // A body that control cannot be put into is looked at from outside; who wants to control it learns why not.
     if let Ok(Some(body)) = Body::of(module) {
         return in_body(module, &body);

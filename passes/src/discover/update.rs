@@ -256,6 +256,28 @@ pub(super) fn moment(flow: &Flow<'_, '_>, found: Option<&Found>, index: usize) -
     FoundMoment { form, of: accumulated(flow, found, target), decay }
 }
 
+/// Whether the state `index` becomes `a·s + x` with `x = b·g` and `a + b = 1`, where `factor` is `b` and no constant.
+pub(super) fn is_average_by(flow: &Flow<'_, '_>, found: &Found, index: usize, factor: NodeId) -> bool {
+    let graph = flow.graph;
+    let Some(state) = flow.floats.get(index) else { return false };
+    let (inside, _) = strip_guards(graph, state.new, state.old);
+    let (own, other) = (Vec::new(), Vec::new());
+    let mut expansion = Expansion { flow, found: Some(found), state: state.old, index, own, other, visits: 0 };
+    if !expansion.expand(inside, 1.0, &[], 0) {
+        return false;
+    }
+    match (expansion.own.as_slice(), expansion.other.as_slice()) {
+        ([s], [x]) => match (s.factors.as_slice(), x.factors.as_slice()) {
+            (&[(Opcode::Multiply, decay)], []) => {
+                let plain = s.constant == 1.0 && x.constant == 1.0 && x.scaled == found.eff;
+                plain && (one_minus(graph, factor, decay) || one_minus(graph, decay, factor))
+            }
+            _ => false,
+        },
+        _ => false,
+    }
+}
+
 /// The sum of constant coefficients; `None` where one is not constant.
 fn total(terms: &[Term]) -> Option<f64> {
     terms.iter().map(|t| t.factors.is_empty().then_some(t.constant)).sum()

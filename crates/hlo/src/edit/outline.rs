@@ -62,6 +62,12 @@ impl Module {
         Ok(old)
     }
 
+    /// Takes every entry of the table of donated parameters away for which `keep` says no; those of the alias table stay.
+    pub fn retain_donors(&mut self, keep: impl Fn(usize) -> bool) {
+        let Some(table) = self.header.buffer_donor.as_option_mut() else { return };
+        table.entries.retain(|entry| usize::try_from(entry.parameter_number).is_ok_and(&keep));
+    }
+
     /// Takes every entry of the alias table away for which `keep` says no; it is given output and parameter.
     pub fn retain_aliases(&mut self, keep: impl Fn(usize, usize) -> bool) {
         let kept = self.aliases();

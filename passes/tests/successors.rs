@@ -1,0 +1,65 @@
+//! What no graph tells: an optimizer that keeps the last gradient has a state whose next value owes nothing to its old one.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::collections::BTreeMap;
+
+use hlo::{AliasKind, Module};
+use passes::step::{GradientStatus, TrainStep};
+use passes::{discover, discover_with};
+
+/// Least squares by optimistic gradient descent, `p - lr·(2·g - last)`; the last gradient is parameter 1 and output 1.
+const STEP: &str = "HloModule optimistic
+
+sum {
+  a = f32[] parameter(0)
+  b = f32[] parameter(1)
+  ROOT sum = f32[] add(a, b)
+}
+
+ENTRY step {
+  p = f32[4]{0} parameter(0)
+  last = f32[4]{0} parameter(1)
+  x = f32[8,4]{1,0} parameter(2)
+  zero = f32[] constant(0)
+  r = f32[8]{0} dot(x, p), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  g = f32[4]{0} dot(r, x), lhs_contracting_dims={0}, rhs_contracting_dims={0}
+  two = f32[] constant(2)
+  twos = f32[4]{0} broadcast(two), dimensions={}
+  doubled = f32[4]{0} multiply(g, twos)
+  direction = f32[4]{0} subtract(doubled, last)
+  lr = f32[] constant(0.1)
+  lrs = f32[4]{0} broadcast(lr), dimensions={}
+  u = f32[4]{0} multiply(direction, lrs)
+  new = f32[4]{0} subtract(p, u)
+  energy = f32[8]{0} multiply(r, r)
+  loss = f32[] reduce(energy, zero), dimensions={0}, to_apply=sum
+  ROOT result = (f32[4]{0}, f32[4]{0}, f32[]) tuple(new, g, loss)
+}
+";
+
+/// The name of the gradient of the only parameter, and how many states belong to it.
+fn found(module: &Module, step: &TrainStep) -> (String, usize) {
+    let [parameter] = step.parameters.as_slice() else { panic!("{:?}", step.parameters) };
+    let GradientStatus::Found(gradient) = &parameter.gradient else { panic!("{:?}", parameter.gradient) };
+    (module.entry_computation().get(gradient.eff.instruction).unwrap().name.clone(), parameter.moments.len())
+}
+
+#[test]
+fn who_knows_which_output_follows_on_which_input_says_so() {
+    let module = hlo::text::parse(STEP).unwrap();
+    let step = discover_with(&module, &BTreeMap::from([(1, 1)])).unwrap();
+    assert_eq!(found(&module, &step), ("g".to_owned(), 1));
+
+    // Donation says the same.
+    let mut donated = module.clone();
+    donated.alias(1, 1, AliasKind::May).unwrap();
+    assert_eq!(found(&donated, &discover(&donated).unwrap()), ("g".to_owned(), 1));
+
+    // Without either the last gradient is an input like the data.
+    assert_eq!(found(&module, &discover(&module).unwrap()), ("direction".to_owned(), 0));
+
+    // What contradicts the graph, or fits nowhere, changes nothing.
+    let wild = BTreeMap::from([(2, 0), (1, 1), (7, 9)]);
+    assert_eq!(found(&module, &discover_with(&module, &wild).unwrap()), ("g".to_owned(), 1));
+}
