@@ -1,14 +1,9 @@
-"""Optimizers whose gradient is hard to find; `python python/optimizers.py` goes through all that optax has."""
+"""Optimizers whose gradient is hard to find; `python python/tests/optimizers.py` goes through all that optax has."""
 
-import pathlib
-import sys
-
+import optimizers
 import optax
 import optax.contrib
 import pytest
-
-sys.path.append(str(pathlib.Path(__file__).parents[1]))
-import optimizers  # noqa: E402
 
 
 @pytest.mark.parametrize(

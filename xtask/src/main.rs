@@ -90,8 +90,10 @@ fn test() -> Result<()> {
 
 fn test_python() -> Result<()> {
     let python = python_with_jax()?;
-    // What is tested is what users install: the package, and the program that it brings.
-    run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--no-deps", "."]))?;
+    // What is tested is what users install: the package, and the program that it brings; only quicker to build.
+    let mut install = Command::new(&python);
+    install.args(["-m", "pip", "install", "--quiet", "--no-deps", "."]).env("MATURIN_PEP517_ARGS", "--profile dev");
+    run(&mut install)?;
     let program = python.with_file_name("entropic");
     for tests in ["models", "python/tests"] {
         let mut command = Command::new(&python);
@@ -100,13 +102,13 @@ fn test_python() -> Result<()> {
     test_with_oldest_jax(&python)
 }
 
-/// The same package under the oldest release of JAX that it asks for, on one device and on several.
+/// The same package under the oldest release of JAX that it asks for.
 fn test_with_oldest_jax(python: &Path) -> Result<()> {
     let folder = root().join("target").join("oldest-jax");
     let requirements = root().join("python").join("oldest-jax.txt");
     let install = ["-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target"];
     run(Command::new(python).args(install).arg(&folder).arg("--requirement").arg(requirements))?;
-    let tests = ["-m", "pytest", "--quiet", "python/tests/test_control.py", "python/tests/test_devices.py"];
+    let tests = ["-m", "pytest", "--quiet", "python/tests/test_devices.py"];
     run(Command::new(python).args(tests).env("PYTHONPATH", folder).env("PIP_NO_INDEX", "1"))
 }
 

@@ -1,7 +1,7 @@
 """Every optimizer that the installed optax exports, under control: writes docs/python-optimizers.md.
 
-    python python/optimizers.py            # writes the page
-    python python/optimizers.py --check    # writes nothing; fails where the page is not what comes out, or a gradient is wrong
+    python python/tests/optimizers.py            # writes the page
+    python python/tests/optimizers.py --check    # writes nothing; fails where the page is not what comes out, or a gradient is wrong
 
 Of each, on an MLP and on a small GPT: the gradients that discovery found are computed in four steps and compared with those of
 `jax.grad`; on the MLP, 20 steps under a policy that only watches are compared with 20 plain ones, bit for bit. An optimizer is a public function of
@@ -25,7 +25,7 @@ import numpy as np
 import optax
 import optax.contrib
 
-PAGE = pathlib.Path(__file__).resolve().parents[1] / "docs" / "python-optimizers.md"
+PAGE = pathlib.Path(__file__).resolve().parents[2] / "docs" / "python-optimizers.md"
 STEPS = 20
 GRADIENTS = 4
 
@@ -179,7 +179,7 @@ def per_example_gradients(model: Model, params: Any, batch: Any) -> Any:
 def clipped_sum(model: Model, params: Any, batch: Any) -> Any:
     """What a differentially private optimizer calls the gradient, before noise: clipped example by example, and summed."""
     grads = per_example_gradients(model, params, batch)
-    norms = jax.vmap(optax.global_norm)(grads)
+    norms = jax.vmap(optax.tree.norm)(grads)
     factors = jnp.minimum(1.0, ARGUMENTS["l2_norm_clip"]() / norms)
     return jax.tree.map(lambda g: jnp.tensordot(factors, g, 1), grads)
 
@@ -311,7 +311,7 @@ def page() -> tuple[str, bool]:
     wrong = sum(v.wrong for v in flat)
     text = f"""# Optimizers
 
-`python python/optimizers.py` wrote this page with optax {optax.__version__}: every public function of `optax` and `optax.contrib`
+`python python/tests/optimizers.py` wrote this page with optax {optax.__version__}: every public function of `optax` and `optax.contrib`
 that returns a gradient transformation and has a learning rate, or wraps an optimizer, with its defaults. Columns say for how many
 parameters the gradient was found and, in each of {GRADIENTS} steps, is within a relative {TOLERANCE:g} that of `jax.grad`, before noise,
 weight decay and factors of the optimizer's own (the view `raw`); or why the step is refused. `dpsgd` has no such gradient: there the sum of
@@ -336,7 +336,7 @@ def main() -> int:
     if not check:
         PAGE.write_text(text)
     elif not PAGE.exists() or PAGE.read_text() != text:
-        print(f"{PAGE} is out of date; run python python/optimizers.py", file=sys.stderr)
+        print(f"{PAGE} is out of date; run python python/tests/optimizers.py", file=sys.stderr)
         return 1
     if not sound:
         print("a gradient is wrong, or a step is not neutral; see the page", file=sys.stderr)
