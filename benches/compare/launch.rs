@@ -3,8 +3,6 @@
 
 use std::num::NonZeroU32;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
-use std::time::Instant;
 
 use anyhow::{Context, Result};
 use entropic::bundle::Bundle;
@@ -16,7 +14,7 @@ use passes::Policy;
 
 use crate::bare::{BATCHES, Bare, Initial};
 use crate::rounds::{Contender, Samples, Schedule};
-use crate::{Options, text};
+use crate::{Options, text, timed};
 
 /// Steps of one launch.
 const STEPS: u32 = 8;
@@ -67,13 +65,9 @@ fn train(
 ) -> Result<impl FnMut(u64) -> Result<f64> + 'static> {
     let options = crate::options_of_run(options, bundle, steps, run);
     let mut trainer = Trainer::new(Setup::new(options, &mut Silent)?);
-    let (interrupt, per_launch) = (AtomicBool::new(false), u64::from(steps.get()));
+    let per_launch = u64::from(steps.get());
     Ok(move |steps| {
-        whole_launches(steps, per_launch, |launches| {
-            let begin = Instant::now();
-            trainer.train(launches * per_launch, &interrupt, &mut Silent)?;
-            Ok(begin.elapsed().as_secs_f64())
-        })
+        whole_launches(steps, per_launch, |launches| timed(&mut trainer, launches * per_launch, &mut Silent))
     })
 }
 

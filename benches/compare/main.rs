@@ -24,7 +24,7 @@ use entropic::bundle::Bundle;
 use entropic::engine::Engine;
 use entropic::model::Model;
 use entropic::target::Platform;
-use entropic::train::{self, Setup, Silent, Trainer};
+use entropic::train::{self, Observer, Setup, Silent, Trainer};
 use passes::Policy;
 use passes::policy::{ARTICLE_POLICY, Timing};
 
@@ -145,20 +145,22 @@ fn train_loop(options: &Options, schedule: Schedule) -> Result<Samples> {
     let mut bare = Bare::new(&initial, upload)?;
     let trainer = Rc::new(RefCell::new(Trainer::new(setup)));
     let executable_of = trainer.clone();
-    let interrupt = AtomicBool::new(false);
     let jax = Child::start(options, "jax")?;
     let contenders = vec![
         // By the trainer's own executable, so that nothing but the loop differs.
         Contender::new("bare", move |steps| bare.run(executable_of.borrow().setup().stepper.executable(), steps)),
-        Contender::new("train", move |steps| {
-            let begin = Instant::now();
-            trainer.borrow_mut().train(steps, &interrupt, &mut Silent)?;
-            Ok(begin.elapsed().as_secs_f64())
-        }),
+        Contender::new("train", move |steps| timed(&mut trainer.borrow_mut(), steps, &mut Silent)),
         jax.contender("jax"),
         jax.contender("jax-loop"),
     ];
     schedule.run(contenders, [versions, vec![jax.versions()]].concat())
+}
+
+/// Seconds that so many steps of a run take.
+fn timed(trainer: &mut Trainer, steps: u64, observer: &mut dyn Observer) -> Result<f64> {
+    let begin = Instant::now();
+    trainer.train(steps, &AtomicBool::new(false), observer)?;
+    Ok(begin.elapsed().as_secs_f64())
 }
 
 /// A run of any number of steps.

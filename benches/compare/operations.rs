@@ -5,17 +5,17 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, anyhow, ensure};
-use entropic::exporter::{RunLabels, RunMetrics, Server};
+use entropic::exporter::{RunMetrics, Server};
 use entropic::model::Model;
 use entropic::target::Platform;
-use entropic::train::{self, Checkpointing, Observer, Setup, Silent, Trainer};
+use entropic::train::{self, Checkpointing, Setup, Silent, Trainer};
 use passes::Policy;
 
-use crate::Options;
 use crate::rounds::{Contender, Samples, Schedule};
+use crate::{Options, timed};
 
 /// Steps from one checkpoint to the next.
 const STEPS: u64 = 10;
@@ -50,12 +50,6 @@ pub(crate) fn compare(options: &Options, schedule: Schedule) -> Result<Samples> 
     Schedule { multiple: STEPS, ..schedule }.run(contenders, versions)
 }
 
-fn timed(trainer: &mut Trainer, steps: u64, observer: &mut dyn Observer) -> Result<f64> {
-    let begin = Instant::now();
-    trainer.train(steps, &AtomicBool::new(false), observer)?;
-    Ok(begin.elapsed().as_secs_f64())
-}
-
 /// Serves the metrics of a run, and reads them.
 struct Scraper {
     metrics: Arc<RunMetrics>,
@@ -64,15 +58,7 @@ struct Scraper {
 
 impl Scraper {
     fn start(trainer: &Trainer) -> Result<Self> {
-        let setup = trainer.setup();
-        let tensors: Vec<&str> = setup.telemetry.iter().flat_map(|telemetry| telemetry.tensors()).collect();
-        let labels = RunLabels {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            model: setup.model.clone(),
-            run: String::new(),
-            device: setup.engine.platform(),
-        };
-        let metrics = Arc::new(RunMetrics::new(labels, setup.steps, &tensors, TENSORS));
+        let metrics = Arc::new(RunMetrics::of_run(trainer.setup(), TENSORS));
         let server = Server::start((Ipv4Addr::LOCALHOST, 0).into(), Arc::clone(&metrics))?;
         Ok(Self { metrics, server })
     }

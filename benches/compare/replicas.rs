@@ -4,7 +4,6 @@
 use std::cell::RefCell;
 use std::num::NonZeroU32;
 use std::rc::Rc;
-use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -59,12 +58,8 @@ pub(crate) fn compare(options: &Options, schedule: Schedule) -> Result<Samples> 
             ));
         }
         for (name, trainer) in [("global", global.clone()), ("local", local)] {
-            let interrupt = AtomicBool::new(false);
-            contenders.push(Contender::new(&format!("{name}-{count}"), move |steps| {
-                let begin = Instant::now();
-                trainer.borrow_mut().train(steps, &interrupt, &mut Silent)?;
-                Ok(begin.elapsed().as_secs_f64())
-            }));
+            let run = move |steps| crate::timed(&mut trainer.borrow_mut(), steps, &mut Silent);
+            contenders.push(Contender::new(&format!("{name}-{count}"), run));
         }
         for (name, reduces) in [("launch", false), ("reduce", true)] {
             let mut chain = Chain::new(&engine, 2 * tensors + 1, reduces)?;

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import optax.contrib
+from steps import same_bits
 
 PAGE = pathlib.Path(__file__).resolve().parents[2] / "docs" / "python-optimizers.md"
 STEPS = 20
@@ -275,16 +276,6 @@ def compare(root: str, wanted: Any, found: Any, factors: Any) -> set[str]:
         if np.linalg.norm(got - want) <= TOLERANCE * np.linalg.norm(want) + 1e-12:
             right.add(name)
     return right
-
-
-def same_bits(a: Any, b: Any) -> bool:
-    """Whether all arrays of two trees are alike, bit for bit."""
-    words = lambda x: np.atleast_1d(np.asarray(jax.random.key_data(x) if is_key(x) else x)).view(np.uint8)  # noqa: E731
-    return all(np.array_equal(words(x), words(y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
-
-
-def is_key(x: Any) -> bool:
-    return hasattr(x, "dtype") and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def first_line(error: BaseException) -> str:

@@ -13,7 +13,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use passes::Policy;
 
 use super::{Compiling, INTERRUPTED, Outcome, Reading, Replicating, print, progress::Progress, table};
-use crate::exporter::{RunLabels, RunMetrics, Server};
+use crate::exporter::{RunMetrics, Server};
 use crate::isolate::Worker;
 use crate::policy_file;
 use crate::train::{
@@ -255,21 +255,15 @@ struct Watched {
 
 impl Watched {
     fn start(setup: &Setup, address: SocketAddr, most_tensors: usize) -> anyhow::Result<Self> {
-        let labels = RunLabels {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            model: setup.model.clone(),
-            run: setup.folder.path().display().to_string(),
-            device: setup.engine.platform(),
-        };
-        let tensors: Vec<&str> = setup.telemetry.iter().flat_map(|telemetry| telemetry.tensors()).collect();
-        let metrics = Arc::new(RunMetrics::new(labels, setup.steps, &tensors, most_tensors));
+        let metrics = Arc::new(RunMetrics::of_run(setup, most_tensors));
         let server = Server::start(address, Arc::clone(&metrics))?;
         eprintln!("metrics at http://{}/metrics", server.address());
         if !server.address().ip().is_loopback() {
             eprintln!("warning: whoever reaches that address can read them; there is no password");
         }
-        if tensors.len() > most_tensors {
-            eprintln!("{} of {} tensors have series of their own (--metrics-tensors)", most_tensors, tensors.len());
+        let tensors = setup.telemetry.iter().flat_map(|telemetry| telemetry.tensors()).count();
+        if tensors > most_tensors {
+            eprintln!("{most_tensors} of {tensors} tensors have series of their own (--metrics-tensors)");
         }
         Ok(Self { metrics, _server: server })
     }

@@ -10,7 +10,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::train::{ControlRecord, GateReason, Observer, StepRecord, checkpoint::Written};
+use crate::train::{ControlRecord, GateReason, Observer, Setup, StepRecord, checkpoint::Written};
 
 type Value = Gauge<f64, AtomicU64>;
 
@@ -91,6 +91,19 @@ pub struct RunMetrics {
 }
 
 impl RunMetrics {
+    /// For a run that is prepared, with series of their own for the first `most_tensors` of its tensors.
+    #[must_use]
+    pub fn of_run(setup: &Setup, most_tensors: usize) -> Self {
+        let labels = RunLabels {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            model: setup.model.clone(),
+            run: setup.folder.path().display().to_string(),
+            device: setup.engine.platform(),
+        };
+        let tensors: Vec<&str> = setup.telemetry.iter().flat_map(|telemetry| telemetry.tensors()).collect();
+        Self::new(labels, setup.steps, &tensors, most_tensors)
+    }
+
     /// For a run over that many steps, with gradients of these tensors, of which the first `most_tensors` get series of their own.
     #[must_use]
     pub fn new(labels: RunLabels, planned: u64, tensors: &[&str], most_tensors: usize) -> Self {

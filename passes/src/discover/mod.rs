@@ -65,11 +65,14 @@ pub fn discover(module: &Module) -> Result<TrainStep, DiscoverError> {
 ///
 /// As [`discover`].
 pub fn discover_with(module: &Module, successors: &BTreeMap<usize, usize>) -> Result<TrainStep, DiscoverError> {
-    if successors.is_empty() {
+    // What a step donates it says itself, most of the time.
+    let said: BTreeSet<(usize, usize)> = module.aliases().iter().map(|a| (a.output, a.parameter)).collect();
+    if successors.iter().all(|(&output, &parameter)| said.contains(&(output, parameter))) {
         return discover_hinted(module);
     }
     let mut hinted = module.clone();
-    let known = |parameter: usize| successors.values().any(|&p| p == parameter);
+    let parameters: BTreeSet<usize> = successors.values().copied().collect();
+    let known = |parameter: usize| parameters.contains(&parameter);
     hinted.retain_aliases(|output, parameter| !successors.contains_key(&output) && !known(parameter));
     hinted.retain_donors(|parameter| !known(parameter));
     for (&output, &parameter) in successors {
