@@ -9,7 +9,8 @@ use passes::inject::{Discover, inject_step};
 use passes::inline_calls::InlineCalls;
 use passes::layout::ArrayKind;
 use passes::{
-    Context, InjectError, InjectOptions, Pipeline, PipelineError, Policy, Replicas, TrainStep, replicate_step,
+    Context, ControllerLayout, InjectError, InjectOptions, Pipeline, PipelineError, Policy, Replicas, TrainStep,
+    replicate_step,
 };
 use thiserror::Error;
 
@@ -43,6 +44,17 @@ pub struct Found {
     pub manifest: Manifest,
     /// The step. Names are the manifest's.
     pub step: TrainStep,
+}
+
+/// A module with the controller in it.
+#[derive(Debug, Clone)]
+pub struct Controlled {
+    /// The module.
+    pub module: Module,
+    /// The manifest of what it was before.
+    pub manifest: Manifest,
+    /// What the controller added.
+    pub layout: ControllerLayout,
 }
 
 impl Found {
@@ -214,6 +226,18 @@ impl Model {
         Ok(Found { module, manifest, step })
     }
 
+    /// The same, where there is no controller yet.
+    ///
+    /// # Errors
+    ///
+    /// As [`Model::find`], and where there is one.
+    pub fn find_uncontrolled(&self) -> Result<Found, ModelError> {
+        if self.is_controlled() {
+            return Err(ModelError::Controlled { path: self.path().to_owned() });
+        }
+        self.find()
+    }
+
     /// Of outputs the input whose next value they are, as far as that was said.
     fn successors(&self) -> BTreeMap<usize, usize> {
         match self {
@@ -246,15 +270,9 @@ impl Model {
         platform: Platform,
         replicas: Option<Replicas>,
     ) -> Result<Bundle, ModelError> {
-        if self.is_controlled() {
-            return Err(ModelError::Controlled { path: self.path().to_owned() });
-        }
-        let Found { mut module, mut manifest, step } = self.find()?;
-        self.check_loop(&step, &manifest)?;
-        let options = InjectOptions { replicas, ..platform.emission() };
-        let injection = inject_step(&mut module, step, policy, options, &mut |_, _, _| {})
-            .map_err(|source| ModelError::Inject { path: self.path().to_owned(), source: Box::new(source) })?;
-        let layout = injection.layout;
+        let found = self.find_uncontrolled()?;
+        self.check_loop(&found.step, &found.manifest)?;
+        let Controlled { module, mut manifest, layout } = self.inject_found(found, policy, platform, replicas)?;
         manifest.launch.replicas = replicas.map_or(manifest.launch.replicas, |replicas| replicas.count);
         let array = |element_type: &str, dims: &[i64]| {
             let dtype = element_type.parse::<pjrt::ElementType>().ok().and_then(Dtype::from_element_type);
@@ -282,6 +300,26 @@ impl Model {
         }
         manifest.controller = Some(Controller { policy: policy.clone(), platform, layout });
         self.rewritten(manifest, module)
+    }
+
+    /// Injects the controller into what was found. Whoever calls the module says how it is called: a loop over steps may be
+    /// any, and what the controller appends is in no manifest yet.
+    ///
+    /// # Errors
+    ///
+    /// Where a pass refuses.
+    pub fn inject_found(
+        &self,
+        found: Found,
+        policy: &Policy,
+        platform: Platform,
+        replicas: Option<Replicas>,
+    ) -> Result<Controlled, ModelError> {
+        let Found { mut module, manifest, step } = found;
+        let options = InjectOptions { replicas, ..platform.emission() };
+        let injection = inject_step(&mut module, step, policy, options, &mut |_, _, _| {})
+            .map_err(|source| ModelError::Inject { path: self.path().to_owned(), source: Box::new(source) })?;
+        Ok(Controlled { module, manifest, layout: injection.layout })
     }
 
     /// Makes a step of one device data-parallel, without a controller. The result is a bundle in the folder of this model,

@@ -58,6 +58,10 @@ fn a_nan_in_one_batch_touches_no_held_state() {
                 advancing += 1;
             }
         }
+        for (output, (found, expected)) in outputs.iter().zip(&expected).enumerate() {
+            let of_state = step.layout.states.iter().any(|s| s.output == output);
+            assert!(of_state || found == expected, "{name}: output {output}, which is no state, is another");
+        }
         assert!(held > 0, "{name}: nothing is held");
         assert!(advancing > 0 || *name != "mlp_fp16_lossscale", "{name}: the loss scale does not go on");
         inputs = case.next(&inputs, &outputs);

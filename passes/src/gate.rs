@@ -11,7 +11,7 @@
 use std::collections::HashMap;
 
 use hlo::build::{Builder, Built, ComparisonDirection, sanitize};
-use hlo::{InstructionId, Module, PrimitiveType};
+use hlo::{Computation, InstructionId, Module, PrimitiveType};
 
 use crate::layout::ClassifiedState;
 use crate::mesh;
@@ -64,8 +64,10 @@ impl Pass for Gate {
         let outputs = mesh::results(module.entry_computation());
         let split = mesh::is_split(module);
         let mut replacements = HashMap::new();
+        let mut gated = HashMap::new();
         let mut b = Builder::at_entry(module);
         b.set_scope("entropic.gate", "entropic/gate");
+        let predicate = applied;
         let mut applied = match self.predicate {
             PredicateStyle::Rooted => Spread::new(rooted(&mut b, applied)?),
             PredicateStyle::Plain => Spread::new(applied),
@@ -87,16 +89,79 @@ impl Pass for Gate {
             let applied = applied.over(&mut b, new)?;
             let kept = b.named(&format!("entropic.gated.{name}")).select(applied, new, old)?;
             replacements.insert(state.output, kept);
+            gated.insert(new, kept);
         }
         let changed = if replacements.is_empty() { Changed::No } else { Changed::Yes };
         replace_outputs(module, &replacements)?;
         let entry = module.entry();
         module.sort(entry)?;
+        if self.predicate == PredicateStyle::Rooted {
+            read_gated(module, &gated, &replacements, predicate)?;
+        }
         if let Some(layout) = &mut context.layout {
             layout.states = states;
         }
         Ok(changed)
     }
+}
+
+/// Has all that serves held states alone read the others after the gate, not before it: a parameter's update its new moments.
+///
+/// Where the step is applied both are the same bits, and where it is not, nothing of it is kept. But a new value that is read
+/// besides the selected one is computed twice by compilers that write one array with one kernel, from an old value that then
+/// has to be copied first.
+fn read_gated(
+    module: &mut Module,
+    gated: &HashMap<InstructionId, InstructionId>,
+    held: &HashMap<usize, InstructionId>,
+    predicate: InstructionId,
+) -> Result<(), PassError> {
+    let computation = module.entry_computation();
+    let decides = ancestors(computation, predicate);
+    let serves = serving(computation, |output| held.contains_key(&output));
+    let of = |marks: &[bool], id: InstructionId| marks.get(id.index()).copied().unwrap_or(false);
+    let others = computation.instructions().map(|(id, _)| id);
+    let keep = others.filter(|&id| of(&decides, id) || !of(&serves, id) || id == computation.root());
+    let keep = keep.chain(gated.values().copied()).collect();
+    let entry = module.entry();
+    module.replace_uses(entry, gated, &keep)?;
+    Ok(module.sort(entry)?)
+}
+
+/// Of each instruction whether `of` needs it.
+fn ancestors(computation: &Computation, of: InstructionId) -> Vec<bool> {
+    let mut found = vec![false; computation.arena_len()];
+    let mut open = vec![of];
+    while let Some(id) = open.pop() {
+        match found.get_mut(id.index()) {
+            Some(seen) if !*seen => *seen = true,
+            _ => continue,
+        }
+        open.extend(computation.get(id).into_iter().flat_map(|i| i.operands.iter().chain(&i.control_predecessors)));
+    }
+    found
+}
+
+/// Of each instruction whether it is read, and all that comes of it ends in outputs that are `chosen`.
+fn serving(computation: &Computation, chosen: impl Fn(usize) -> bool) -> Vec<bool> {
+    let mut at: HashMap<_, Vec<_>> = HashMap::new();
+    for (output, id) in computation.outputs().into_iter().enumerate() {
+        at.entry(id).or_default().push(output);
+    }
+    let users = computation.users();
+    let mut serves = vec![false; computation.arena_len()];
+    for &id in computation.order().iter().rev() {
+        let users = users.get(id.index()).map_or(&[][..], Vec::as_slice);
+        let serves_in = |user: &InstructionId| match at.get(&id) {
+            Some(outputs) if *user == computation.root() => outputs.iter().all(|&output| chosen(output)),
+            _ => serves.get(user.index()).copied().unwrap_or(false),
+        };
+        let all = !users.is_empty() && users.iter().all(serves_in);
+        if let Some(mark) = serves.get_mut(id.index()) {
+            *mark = all;
+        }
+    }
+    serves
 }
 
 /// The same predicate, see [`PredicateStyle::Rooted`].

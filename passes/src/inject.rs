@@ -53,6 +53,18 @@ pub enum InjectError {
     Pipeline(#[from] PipelineError),
 }
 
+impl InjectError {
+    /// Whether it is the policy that has to change, and not the module.
+    #[must_use]
+    pub fn is_of_policy(&self) -> bool {
+        match self {
+            Self::Policy(_) => true,
+            Self::Pipeline(PipelineError::Failed { source, .. }) => matches!(source, PassError::Policy(_)),
+            Self::Pipeline(_) => false,
+        }
+    }
+}
+
 /// `discover` as a pass: an analysis that changes nothing.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Discover;

@@ -56,6 +56,7 @@ impl From<ModelError> for Failure {
     fn from(error: ModelError) -> Self {
         match &error {
             ModelError::Read(_) => Self::other(&error),
+            ModelError::Inject { source, .. } if source.is_of_policy() => Self::policy(&error),
             _ => Self::refused(&error),
         }
     }

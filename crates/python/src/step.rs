@@ -5,13 +5,12 @@ use std::path::PathBuf;
 
 use entropic::bundle::Dtype;
 use entropic::input::Origin;
-use entropic::model::{Found, Model, ModelError};
+use entropic::model::{Controlled, Found, Model};
 use entropic::report::Report;
 use entropic::target::Platform;
 use hlo::Module;
+use passes::ControllerLayout;
 use passes::expose::{Exposed, View};
-use passes::inject::inject_step;
-use passes::{ControllerLayout, InjectError, PassError, PipelineError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
@@ -66,19 +65,9 @@ impl Step {
     /// platform as for a GPU.
     fn inject(&self, py: Python<'_>, policy: &Policy, platform: &str) -> PyResult<Injected> {
         work(py, || {
-            let path = || self.model.path().to_owned();
-            if self.model.is_controlled() {
-                return Err(ModelError::Controlled { path: path() }.into());
-            }
             let platform = Platform::from_name(platform).unwrap_or(Platform::Cuda);
-            let Found { mut module, step, .. } = self.model.find()?;
-            let injection = inject_step(&mut module, step, &policy.0, platform.emission(), &mut |_, _, _| {});
-            let injection = injection.map_err(|source| {
-                let unfit = is_of_policy(&source);
-                let error = ModelError::Inject { path: path(), source: Box::new(source) };
-                if unfit { Failure::policy(&error) } else { Failure::refused(&error) }
-            })?;
-            let layout = injection.layout;
+            let found = self.model.find_uncontrolled()?;
+            let Controlled { module, layout, .. } = self.model.inject_found(found, &policy.0, platform, None)?;
             let policy = layout.policy_vector(&policy.0).map_err(|error| Failure::policy(&error))?;
             Ok(Injected { module: module.export(), layout, policy })
         })
@@ -161,15 +150,6 @@ impl Injected {
     /// The numbers of another policy, which may differ from the one of the injection in numbers alone.
     fn policy_numbers(&self, policy: &Policy) -> PyResult<Vec<f32>> {
         Ok(self.layout.policy_vector(&policy.0).map_err(|error| Failure::policy(&error))?)
-    }
-}
-
-/// Whether it is the policy that has to change.
-fn is_of_policy(error: &InjectError) -> bool {
-    match error {
-        InjectError::Policy(_) => true,
-        InjectError::Pipeline(PipelineError::Failed { source, .. }) => matches!(source, PassError::Policy(_)),
-        InjectError::Pipeline(_) => false,
     }
 }
 
