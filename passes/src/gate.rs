@@ -83,7 +83,7 @@ impl Pass for Gate {
             let new = *outputs.get(state.output).ok_or_else(missing)?;
             let name = sanitize(&state.name);
             let old = materialise(&mut b, state.value)?;
-            if old == new {
+            if old == new || state.stays() {
                 continue;
             }
             let applied = applied.over(&mut b, new)?;

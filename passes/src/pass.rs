@@ -197,6 +197,19 @@ pub enum PassError {
         /// The gradient.
         gradient: String,
     },
+    /// What would be measured holds a state that every device has its own of.
+    #[error(
+        "what would be measured of {tensor}, {value}, holds more than the gradient: a state that every device has its own \
+         of, so that devices might decide differently (a parameter in its weight decay, gradients accumulated so far, a \
+         moment that a switch looks at); hand in and return one state for all of them, by `in_axes=None, out_axes=None` of \
+         `jax.pmap` or `PartitionSpec()` of `jax.shard_map`"
+    )]
+    OwnState {
+        /// Tree path.
+        tensor: String,
+        /// The value.
+        value: String,
+    },
     /// How the module is split over devices cannot be told.
     #[error("how the module is split over devices cannot be told: {0}")]
     Partitioning(#[from] PartitioningError),

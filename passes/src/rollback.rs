@@ -60,7 +60,7 @@ impl Pass for Rollback {
             let mut b = Builder::at_entry(module);
             let old = materialise(&mut b, state.value)?;
             // What never changes needs no copy.
-            if old == gated {
+            if old == gated || state.stays() {
                 continue;
             }
             let shape = b.shape(old)?;

@@ -414,6 +414,14 @@ pub struct State {
     pub pairing: Pairing,
 }
 
+impl State {
+    /// Whether it is returned as it came.
+    #[must_use]
+    pub fn stays(&self) -> bool {
+        self.value == self.new_value
+    }
+}
+
 /// What a state is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]

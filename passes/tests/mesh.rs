@@ -84,6 +84,36 @@ fn a_step_in_a_shard_map_is_controlled_inside_and_stays_the_step() {
 }
 
 #[test]
+fn a_pmapped_step_is_controlled_inside_and_stays_the_step() {
+    assert_neutral("mlp_pmap", &Policy::monitor(), Contraction::Allowed);
+    assert_neutral("mlp_pmap", &armed(), Contraction::Impossible);
+}
+
+#[test]
+fn copies_of_pmapped_states_have_the_dimension_for_devices() {
+    let mut pmapped = module("mlp_pmap");
+    let injection = inject(&mut pmapped, &armed(), InjectOptions::default()).unwrap();
+    let entry = pmapped.entry_computation();
+    let parameters = entry.parameters();
+    let copies: Vec<_> = injection.layout.inputs.iter().filter_map(|i| Some((i.copy_of?, i.dims.as_slice()))).collect();
+    // Four parameters, a counter, two moments of each.
+    assert_eq!(copies.len(), 13);
+    for (of, dims) in copies {
+        assert_eq!(dims, entry.get(parameters[of]).unwrap().shape.dims());
+        assert_eq!(dims[0], 8);
+    }
+}
+
+#[test]
+fn what_would_be_measured_of_a_state_that_each_device_has_is_refused() {
+    let policy = Policy::parse("[switch]\nenabled = true\ntrigger = \"step\"\nstep = 10").unwrap();
+    let error = inject(&mut module("mlp_pmap"), &policy, InjectOptions::default()).unwrap_err().to_string();
+    assert!(error.contains("project-steps") && error.contains("in_axes=None, out_axes=None"), "{error}");
+    // The same step with one state for all of them.
+    inject(&mut module("mlp_manual"), &policy, InjectOptions::default()).unwrap();
+}
+
+#[test]
 fn a_shard_map_measures_what_the_same_step_over_a_mesh_does() {
     let [mapped, split] = ["mlp_manual", "mlp_dp"].map(module);
     let step = found(&split);

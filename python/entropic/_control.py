@@ -55,8 +55,8 @@ def control(
             (params, opt_state, loss), ctl, telemetry = step(ctl, params, opt_state, batch)
 
     Args:
-      train_step: any function that `jax.jit` takes, or one that is jitted already, whose donation, shardings, static arguments
-        and compiler options are kept. It takes parameters and the optimizer's state as arguments and returns their next values.
+      train_step: any function that `jax.jit` takes, or one that is jitted or pmapped already, whose donation, shardings, static
+        arguments and compiler options are kept. It takes parameters and the optimizer's state as arguments and returns their next values.
       example_args: its positional arguments, as a tuple: arrays, or `jax.ShapeDtypeStruct`s, with shardings where those are
         not the default; static arguments as they are.
       policy: a TOML file, or "default", "monitor", "article"; or its tables as a dict. None is the default policy: it measures

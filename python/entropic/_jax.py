@@ -8,6 +8,8 @@ All that this package takes from JAX beyond its documented interface is in this 
 """
 
 import dataclasses
+import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -102,13 +104,7 @@ def lower(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str
       RefusedError: the function does what a module cannot hold.
     """
     name = getattr(function, "__name__", type(function).__name__)
-    if hasattr(function, "lower") and not hasattr(function, "trace") and hasattr(function, "__wrapped__"):
-        raise RefusedError(
-            f"{name} comes from jax.pmap, whose arrays have a dimension for devices that the step itself takes off and puts on "
-            "again, so that no state is seen to be carried on; use jax.shard_map, into which pmap is translated anyway"
-        )
-    jitted: Any = function if hasattr(function, "trace") else jax.jit(function)
-    traced = jitted.trace(*args, **kwargs)
+    traced, in_tree, names, static = (_trace_pmapped if _is_pmapped(function) else _trace)(function, args, kwargs)
     lowered = traced.lower()
     details, parameters = lowered._lowering.compile_args, traced._params
     if details["host_callbacks"] or details["keepalive"] or details["ordered_effects"]:
@@ -126,17 +122,15 @@ def lower(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str
     out_settled = [_sharding(s) for s in details["out_shardings"]]
     devices = tuple(lowered._lowering._device_list)
     debug = traced.jaxpr.jaxpr.debug_info
-    info = getattr(jitted, "_jit_info", None)
-    static = Static(frozenset(info.static_argnums), frozenset(info.static_argnames)) if info else Static()
     return Lowered(
         name=name,
         module=lowered.compiler_ir("hlo").as_serialized_hlo_module_proto(),
         platform=lowered._lowering._platforms[0],
         static=static,
         static_values=static.split(args, kwargs)[2],
-        in_tree=traced.in_tree,
+        in_tree=in_tree,
         in_avals=in_avals,
-        in_names=tuple(debug.safe_arg_names(len(in_avals))),
+        in_names=names,
         donated=tuple(info.donated for info in jax.tree.leaves(traced.args_info, is_leaf=_is_info)),
         kept=kept,
         in_shardings=_formats(parameters["in_shardings"], parameters["in_layouts"]),
@@ -145,12 +139,66 @@ def lower(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str
         out_avals=tuple(traced.jaxpr.out_avals),
         out_names=tuple(debug.safe_result_paths(len(traced.jaxpr.out_avals))),
         out_shardings=_formats(parameters["out_shardings"], parameters["out_layouts"]),
-        successors=_successors(traced.in_tree, in_avals, traced.out_tree, tuple(traced.jaxpr.out_avals), kept),
+        successors=_successors(in_tree, in_avals, traced.out_tree, tuple(traced.jaxpr.out_avals), kept),
         devices=devices,
         mesh=_mesh([*settled.values(), *out_settled], len(devices)),
         compiler_options=dict(parameters["compiler_options_kvs"]) or None,
         controlled=_calls_controlled(traced.jaxpr.jaxpr),
     )
+
+
+class _Traced(NamedTuple):
+    """A traced function; the tree of its arguments without static ones, paths of their leaves, and which are static."""
+
+    traced: Any
+    in_tree: Any
+    in_names: tuple[str, ...]
+    static: Static
+
+
+def _trace(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Traced:
+    jitted: Any = function if hasattr(function, "trace") else jax.jit(function)
+    traced = jitted.trace(*args, **kwargs)
+    info = getattr(jitted, "_jit_info", None)
+    static = Static(frozenset(info.static_argnums), frozenset(info.static_argnames)) if info else Static()
+    return _Traced(traced, traced.in_tree, _arg_names(traced), static)
+
+
+def _arg_names(traced: Any) -> tuple[str, ...]:
+    leaves = len(jax.tree.leaves(traced.args_info, is_leaf=_is_info))
+    return tuple(traced.jaxpr.jaxpr.debug_info.safe_arg_names(leaves))
+
+
+def _is_pmapped(function: Callable[..., Any]) -> bool:
+    return hasattr(function, "lower") and not hasattr(function, "trace") and hasattr(function, "__wrapped__")
+
+
+def _trace_pmapped(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Traced:
+    """A function of `jax.pmap` as what it is made into: `jax.jit` of a `shard_map`, which takes leaves.
+
+    That has shardings and donation, and is found in what the function closes over alone.
+    """
+    if jax.process_count() > 1:
+        raise RefusedError(
+            f"{function.__name__} comes from jax.pmap, which takes and returns each process's part of arrays, and a controlled step "
+            "takes whole ones; with several processes use jax.shard_map, into which pmap is translated anyway"
+        )
+    try:
+        infer = inspect.getclosurevars(function.lower).nonlocals["infer_params"]  # type: ignore[attr-defined]
+        positions = inspect.getclosurevars(infer).nonlocals["static_broadcasted_tuple"]
+    except KeyError as error:
+        raise RefusedError(
+            f"{function.__name__} comes from jax.pmap of a jax {jax.__version__} that this release of entropic does not know; use "
+            "jax.shard_map, into which pmap is translated anyway"
+        ) from error
+    _, jitted, leaves, in_tree, *_ = infer(*args, **kwargs)
+
+    @functools.wraps(inspect.unwrap(function))
+    def named(*args: Any, **kwargs: Any) -> None:
+        """The step's arguments, and nothing done with them: tracing it gives their names."""
+
+    names = _arg_names(jax.jit(named, static_argnums=positions).trace(*args, **kwargs))
+    return _Traced(jitted.trace(*leaves), in_tree, names, Static(frozenset(positions)))
 
 
 def stablehlo(module: bytes) -> bytes:

@@ -253,6 +253,55 @@ def test_typed_keys_and_a_train_state():
     assert len(step.tensors) == 4
 
 
+def in_arrays_of_one(tree):
+    return jax.tree.map(lambda x: x[None], tree)
+
+
+def out_of_arrays_of_one(tree):
+    return jax.tree.map(lambda x: x[0], tree)
+
+
+@pytest.mark.parametrize("tx", [optax.adamw(1e-2), optax.optimistic_gradient_descent(1e-2)], ids=["adamw", "optimistic"])
+def test_states_in_arrays_of_one(tx):
+    def step(params, opt_state, batch):
+        *state, loss = train_step(tx)(*out_of_arrays_of_one((params, opt_state)), batch)
+        return *in_arrays_of_one(tuple(state)), loss
+
+    state = in_arrays_of_one(start(tx))
+    controlled, _, telemetry = neutral(step, state)
+    one, ctl = entropic.control(train_step(tx), (*start(tx), next(batches(1))), "monitor")
+    assert controlled.tensors == one.tensors
+    plain = start(tx)
+    for batch in batches(STEPS):
+        (*plain, _), ctl, wanted = one(ctl, *plain, batch)
+    np.testing.assert_allclose(telemetry["norm"], wanted["norm"], rtol=1e-4)
+    found = entropic.inspect(step, (*state, next(batches(1))))
+    assert [s.role for s in found.states] == [s.role for s in entropic.inspect(train_step(tx), (*plain, batch)).states]
+
+
+def test_a_scan_over_states_in_arrays_of_one():
+    tx = optax.adamw(1e-2)
+
+    def launch(params, opt_state, many):
+        def one(state, batch):
+            *state, loss = train_step(tx)(*state, batch)
+            return tuple(state), loss
+
+        state, losses = jax.lax.scan(one, out_of_arrays_of_one((params, opt_state)), many)
+        return *in_arrays_of_one(state), losses
+
+    state = in_arrays_of_one(start(tx))
+    many = jax.tree.map(lambda *x: np.stack(x), *batches(5))
+    plain = jax.jit(launch)
+    step, ctl = entropic.control(plain, (*state, many), {"rollback": {"kind": "snapshot", "refresh": 2}})
+    assert ctl["snapshots"]["params['hidden']['w']"].shape == (12, 16)
+    for _ in range(2):
+        *theirs, losses = plain(*state, many)
+        (*state, ours), ctl, telemetry = step(ctl, *state, many)
+        assert same_bits((state, ours), (theirs, losses))
+    assert telemetry["snapshots"][-1] > 0
+
+
 def test_steps_in_a_scan_of_the_step_itself():
     tx = optax.adamw(1e-2)
 

@@ -114,9 +114,124 @@ def test_a_step_in_shard_map():
     run(jax.jit(data_parallel(tx, mesh)), (params, tx.init(params)), list(batches(STEPS)))
 
 
-def test_pmap_is_refused_with_what_to_do():
-    with pytest.raises(entropic.RefusedError, match="step comes from jax.pmap.*jax.shard_map"):
-        entropic.control(jax.pmap(train_step(optax.adamw(1e-2)), axis_name="data"), ())
+def per_device(tree, count=4):
+    """The same on each device, as `jax.pmap` takes it."""
+    return jax.tree.map(lambda x: jnp.stack([x] * count), tree)
+
+
+def parts(count, devices=4):
+    """Batches with a first dimension for devices."""
+    for batch in batches(count):
+        yield jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), batch)
+
+
+def parallel(tx, reduce=lambda grads: jax.lax.pmean(grads, "data")):
+    def step(params, opt_state, batch):
+        loss, grads = jax.value_and_grad(loss_of)(params, batch)
+        updates, opt_state = tx.update(reduce(grads), opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, jax.lax.pmean(loss, "data")
+
+    return step
+
+
+@pytest.mark.parametrize("policy", ["monitor", "default"])
+def test_a_pmapped_step(policy):
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2))
+    state = (mlp(), tx.init(mlp()))
+    step, ctl, telemetry, ours = run(
+        jax.pmap(parallel(tx), axis_name="data"), per_device(state), list(parts(STEPS)), policy
+    )
+    assert step.tensors == tuple(f"params['{layer}']['{name}']" for layer in ["hidden", "out"] for name in ["b", "w"])
+    assert ours[0]["hidden"]["w"].shape == (4, *state[0]["hidden"]["w"].shape)
+    # The controller is one, and every device has it.
+    for leaf in jax.tree.leaves((ctl, telemetry)):
+        assert leaf.sharding.is_fully_replicated and len(leaf.sharding.device_set) == 4
+        assert all(same_bits(shard.data, leaf) for shard in leaf.addressable_shards)
+    single, one = entropic.control(train_step(tx), (*state, next(batches(1))), policy)
+    for batch in batches(STEPS):
+        (*state, _), one, wanted = single(one, *state, batch)
+    np.testing.assert_allclose(telemetry["global_entropy"], wanted["global_entropy"], rtol=1e-4)
+    np.testing.assert_allclose(telemetry["norm"], wanted["norm"], rtol=1e-4)
+
+
+def test_a_pmapped_step_is_scaled_and_held():
+    tx = optax.sgd(1e-2, momentum=0.9)
+    state = per_device((mlp(), tx.init(mlp())))
+    given = list(parts(STEPS))
+    plain = jax.pmap(parallel(tx), axis_name="data")
+    policy = {"scale": {"tensors": {"params['out']*": 0.5}}, "gate": {"norm": {"multiple": 2.5, "warmup": 2}}}
+    step, ctl = entropic.control(plain, (*state, given[0]), policy)
+    (ours, *_), ctl, telemetry = step(ctl, *state, given[0])
+    theirs, *_ = plain(*state, given[0])
+    moved = [jax.tree.map(jnp.subtract, after, state[0]) for after in (ours, theirs)]
+    assert same_bits(moved[0]["hidden"], moved[1]["hidden"])
+    np.testing.assert_allclose(moved[0]["out"]["w"], 0.5 * moved[1]["out"]["w"], atol=1e-7)
+    assert np.abs(moved[0]["out"]["w"]).max() > 1e-5
+    for batch in given[1:]:
+        (*state, _), ctl, telemetry = step(ctl, *state, batch)
+    # One device's part of the batch is spoilt: none of them may take the update.
+    spoilt = jax.tree.map(np.copy, given[0])
+    spoilt["x"][2] *= 1e4
+    (*after, _), ctl, telemetry = step(ctl, *state, spoilt)
+    assert telemetry["applied"] == 0 and telemetry["norm_exceeded"] == 1
+    assert same_bits(after, state)
+
+
+def test_a_pmapped_step_keeps_what_it_declares():
+    tx = optax.adamw(1e-2)
+    state = per_device((mlp(), tx.init(mlp())))
+    devices = jax.devices()[3:7]
+    batch = next(parts(1))
+
+    def scaled(factor, params, opt_state, batch):
+        """With a static argument, and everything that all devices have alike in arrays without a dimension for them."""
+        params, opt_state, loss = parallel(tx)(params, opt_state, batch)
+        return params, opt_state, factor * loss
+
+    plain = jax.pmap(
+        scaled, axis_name="data", static_broadcasted_argnums=0, devices=devices, donate_argnums=(1, 2), in_axes=(None, 0, 0, 0)
+    )
+    step, ctl = entropic.control(plain, (2.0, *state, batch))
+    given = jax.tree.map(jnp.copy, state)
+    (*ours, loss), ctl, _ = step(ctl, 2.0, *given, batch)
+    assert same_bits((*ours, loss), plain(2.0, *state, batch))
+    assert ours[0]["out"]["w"].sharding.device_set == ctl["state"].sharding.device_set == set(devices)
+    (*again, _), ctl, _ = step(ctl, 2.0, *ours, batch)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(ours)), "donated"
+    with pytest.raises(entropic.Error, match="static arguments"):
+        step(ctl, 3.0, *again, batch)
+
+
+@pytest.mark.parametrize("axis", [None, 1])
+def test_axes_of_a_pmapped_step(axis):
+    # With weight decay in the gradient parameters must be the same on all devices for sure: without a dimension for them.
+    decay = [optax.add_decayed_weights(1e-3)] if axis is None else []
+    tx = optax.chain(*decay, optax.sgd(1e-2, momentum=0.9))
+    state = (mlp(), tx.init(mlp()))
+    if axis is not None:
+        state = jax.tree.map(lambda x: jnp.stack([x] * 4, axis), state)
+    given = [jax.tree.map(lambda x: np.moveaxis(x, 0, -1), batch) for batch in parts(STEPS)]
+    in_axes = (axis, axis, {"x": 2, "y": 1})
+    plain = jax.pmap(parallel(tx), axis_name="data", in_axes=in_axes, out_axes=(axis, axis, None))
+    run(plain, state, given)
+
+
+def test_pmapped_steps_that_cannot_be_controlled_say_why():
+    state = per_device((mlp(), optax.sgd(1e-2).init(mlp())))
+    with pytest.raises(entropic.RefusedError, match="differs from device to device.*pmean"):
+        alone = jax.pmap(parallel(optax.sgd(1e-2), lambda grads: grads), axis_name="data")
+        entropic.control(alone, (*state, next(parts(1))))
+    tx = optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(1e-2))
+    state = per_device((mlp(), tx.init(mlp())))
+    with pytest.raises(entropic.RefusedError, match="in_axes=None, out_axes=None"):
+        entropic.control(jax.pmap(parallel(tx), axis_name="data"), (*state, next(parts(1))))
+
+
+def test_a_pmapped_step_can_be_looked_at():
+    tx = optax.adamw(1e-2)
+    state = per_device((mlp(), tx.init(mlp())))
+    report = str(entropic.inspect(jax.pmap(parallel(tx), axis_name="data"), (*state, next(parts(1)))))
+    assert "params['hidden']['w']" in report and "[1,12,16]" in report
 
 
 def test_copies_of_states_are_split_like_the_states():

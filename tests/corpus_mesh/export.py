@@ -2,7 +2,7 @@
 
 Train steps over a mesh of 8 devices, or of as many as `--devices` says, into the folder that `--out` names. Parameters are
 replicated (`dp`), split along the axis of the data (`fsdp`) or along one of their own (`tp`); `manual` steps are
-`shard_map`s with their own `psum`.
+`shard_map`s with their own `psum`, and so is what `jax.pmap` makes (`mlp_pmap`), with a first dimension for devices.
 """
 
 import argparse
@@ -142,6 +142,21 @@ def export_manual(name, reduce, shardy=True):
     save(name, jax.jit(mapped, donate_argnums=(0, 1), **given).lower(MLP, states, *MLP_BATCH))
 
 
+def export_pmap(name):
+    """A function of `jax.pmap`, every array of which has a first dimension for devices."""
+    jax.config.update("jax_use_shardy_partitioner", True)
+    tx = optax.adamw(1e-2)
+
+    def step(p, s, *batch):
+        loss, grads = jax.lax.pmean(jax.value_and_grad(mlp)(p, *batch), "data")
+        updates, s = tx.update(grads, s, p)
+        return optax.apply_updates(p, updates), s, loss
+
+    each = jax.tree.map(lambda a: spec(DEVICES, *a.shape, dtype=a.dtype), (MLP, jax.eval_shape(tx.init, MLP)))
+    data = jax.tree.map(lambda a: spec(DEVICES, a.shape[0] // DEVICES, *a.shape[1:], dtype=a.dtype), MLP_BATCH)
+    save(name, jax.pmap(step, axis_name="data", donate_argnums=(0, 1)).lower(*each, *data))
+
+
 def main():
     adamw = optax.adamw(1e-2)
     clipped = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2))
@@ -156,6 +171,7 @@ def main():
         export_manual(f"mlp_manual{suffix}", lambda grads: jax.lax.pmean(grads, BOTH), shardy)
     # Without their mean over `model`, devices would train parameters of their own.
     export_manual("mlp_manual_local", lambda grads: jax.lax.pmean(grads, "data"))
+    export_pmap("mlp_pmap")
 
 
 main()

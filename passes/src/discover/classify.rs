@@ -253,8 +253,8 @@ impl<'f, 'g, 'm> Classifier<'f, 'g, 'm> {
         // Nodes computed from the counter, and whether a comparison lies between.
         let mut plain = NodeMap::new(graph, false);
         let mut compared = NodeMap::new(graph, false);
-        plain[state.old] = true;
-        for id in graph.ids().filter(|&id| id > state.old) {
+        plain[state.given] = true;
+        for id in graph.ids().filter(|&id| id > state.given) {
             let deps = graph.deps(id);
             let from_plain = deps.iter().any(|&d| plain[d]);
             let from_compared = deps.iter().any(|&d| compared[d]);
@@ -371,7 +371,7 @@ fn corrects(graph: &Graph<'_>, id: NodeId, state: &StateNode, plain: &NodeMap<bo
     // exp(count · ln decay) is a power too.
     let exponential = graph.is(x, Opcode::Exp) && plain[x];
     let carried = graph.is_floating(state.old)
-        && (x == state.old || x == graph.strip_uniform(state.new))
+        && (x == graph.strip_uniform(state.old) || x == graph.strip_uniform(state.new))
         && graph.is(graph.strip_uniform(state.new), Opcode::Multiply);
     power || exponential || carried
 }

@@ -130,10 +130,12 @@ fn leaves(outer: &Graph<'_>, pairs: &Pairs, site: NodeId, initial: &[NodeId], gr
     let mut leaves = vec![Leaf::default(); graph.inputs.len()];
     // What passes through is not seen on any path; it is what it begins as.
     for (leaf, &value) in leaves.iter_mut().zip(initial) {
-        leaf.input = outer.inputs.iter().position(|&input| input == outer.through_conversions(value));
+        let begins_as = outer.input(outer.through_conversions(value));
+        leaf.input = outer.inputs.iter().position(|&input| Some(input) == begins_as);
     }
     for (output, &value) in outer.outputs.iter().enumerate() {
-        if let Some(leaf) = leaf_of(outer.through_conversions(value)).and_then(|leaf| leaves.get_mut(leaf)) {
+        let ended = outer.through_conversions(outer.behind_views(value));
+        if let Some(leaf) = leaf_of(ended).and_then(|leaf| leaves.get_mut(leaf)) {
             leaf.output = Some(output);
         }
     }

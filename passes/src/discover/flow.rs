@@ -6,13 +6,19 @@ use super::graph::{Graph, NodeId, NodeMap, Reach};
 use super::pair::Pair;
 
 /// A paired input as the analyses see it.
+///
+/// A state that the step takes a dimension off and puts it on again is followed in between: [`Graph::carried`].
 #[derive(Debug, Clone, Copy)]
 pub(super) struct StateNode {
     /// The pair it comes from.
     pub(super) pair: Pair,
     /// The input node.
-    pub(super) old: NodeId,
+    pub(super) given: NodeId,
     /// The output node.
+    pub(super) returned: NodeId,
+    /// The old value as the step works on it: the input, or a view of it.
+    pub(super) old: NodeId,
+    /// The new value likewise, of the same dimensions.
     pub(super) new: NodeId,
 }
 
@@ -50,13 +56,14 @@ impl<'g, 'm> Flow<'g, 'm> {
             .iter()
             .filter(|p| !invariant.contains(&p.input))
             .filter_map(|&pair| {
-                let (&old, &new) = (graph.inputs.get(pair.input)?, graph.outputs.get(pair.output)?);
-                Some(StateNode { pair, old, new })
+                let (&given, &returned) = (graph.inputs.get(pair.input)?, graph.outputs.get(pair.output)?);
+                let (old, new) = graph.carried(given, returned);
+                Some(StateNode { pair, given, returned, old, new })
             })
             .collect();
         states.sort_by_key(|s| s.pair.input);
         let mut is_state = NodeMap::new(graph, false);
-        states.iter().for_each(|s| is_state[s.old] = true);
+        states.iter().for_each(|s| is_state[s.given] = true);
         let batch: Vec<usize> =
             graph.inputs.iter().enumerate().filter(|&(_, &n)| !is_state[n]).map(|(k, _)| k).collect();
         let mut notes = Vec::new();
@@ -67,21 +74,26 @@ impl<'g, 'm> Flow<'g, 'm> {
         let verdict = |id| graph.uniform(id) && graph.element_type(id) == PrimitiveType::PRED;
         let data = spread(graph, &seeds, |id| !verdict(id), |id| graph.flow_deps(id));
         let floats: Vec<StateNode> = states.iter().filter(|s| graph.is_floating(s.old)).copied().collect();
-        let sources: Vec<NodeId> = floats.iter().map(|s| s.old).collect();
+        let sources: Vec<NodeId> = floats.iter().map(|s| s.given).collect();
         let all = Reach::new(graph, &sources, |_, _| true);
         let cut = Reach::new(graph, &sources, |user, dep| !graph.uniform(dep) || graph.is_scalar(user));
         Self { graph, states, floats, batch, seeds, tainted, data, all, cut, notes }
     }
 
-    /// The state whose old value the node is.
+    /// The state whose old value the node is, be it under other dimensions.
     pub(super) fn state(&self, old: NodeId) -> Option<&StateNode> {
+        let given = self.graph.input(old)?;
         // Inputs are numbered before all else, in their own order.
-        self.states.binary_search_by_key(&old, |s| s.old).ok().and_then(|k| self.states.get(k))
+        self.states.binary_search_by_key(&given, |s| s.given).ok().and_then(|k| self.states.get(k))
     }
 
-    /// Whether the node is an unscaled random key: RNG data, not a batch.
+    /// Whether the node is an unscaled random key, be it in an array of one: RNG data, not a batch.
     pub(super) fn is_key(graph: &Graph<'_>, id: NodeId) -> bool {
-        graph.element_type(id) == PrimitiveType::U32 && matches!(graph.dims(id), [2] | [4])
+        let mut dims = graph.dims(id);
+        while let [1, rest @ ..] = dims {
+            dims = rest;
+        }
+        graph.element_type(id) == PrimitiveType::U32 && matches!(dims, [2] | [4])
     }
 }
 
@@ -109,7 +121,7 @@ fn seeds(graph: &Graph<'_>, batch: &[usize], states: &[StateNode], notes: &mut V
         }
     }
     if chosen.is_empty() {
-        chosen = states.iter().map(|s| s.old).filter(|&n| Flow::is_key(graph, n)).collect();
+        chosen = states.iter().map(|s| s.given).filter(|&n| Flow::is_key(graph, n)).collect();
         if !chosen.is_empty() {
             notes.push("the step takes no batch; its random key was taken for data".into());
         }

@@ -117,7 +117,7 @@ impl<'f, 'g, 'm> Finder<'f, 'g, 'm> {
         let updated = self.roles.masters.get(&p).and_then(|&m| self.flow.floats.get(m)).copied().unwrap_or(parameter);
         let refuse = |kind, candidates| {
             let tensor = super::display_name(graph, parameter.old);
-            let shape = graph.instruction(parameter.old).map(|i| i.shape.to_string()).unwrap_or_default();
+            let shape = graph.instruction(parameter.given).map(|i| i.shape.to_string()).unwrap_or_default();
             Outcome::Refused(Refusal { tensor, shape, kind, candidates })
         };
         if let Some(kind) = self.coupled(p).or_else(|| self.ambiguous(p)).or_else(|| self.swallowed(updated.new)) {

@@ -4,7 +4,9 @@
 //! every node is one array. A `conditional` becomes a `phi` over the values of its
 //! branches, whose inner nodes are marked as such; a leaf of a `while` depends on
 //! the initial values of every leaf that its body lets it depend on, and a leaf
-//! that the body passes through is its initial value. Nodes are numbered in
+//! that the body passes through is its initial value. An input under other
+//! dimensions, its elements in their order (a *view*), is one node however often it
+//! is made, and under its own dimensions again it is the input. Nodes are numbered in
 //! evaluation order: an operand's number is below its user's.
 
 use std::collections::HashMap;
@@ -93,6 +95,16 @@ pub(super) struct Graph<'m> {
     constants: Vec<Option<f64>>,
     /// What each leaf of a `while` is before the first iteration.
     loops: Loops,
+    views: Views<'m>,
+}
+
+/// Inputs under other dimensions.
+#[derive(Debug, Default)]
+struct Views<'m> {
+    /// The view of an input that has the dimensions.
+    of: HashMap<(NodeId, &'m [i64]), NodeId>,
+    /// What each view is a view of.
+    input: HashMap<NodeId, NodeId>,
 }
 
 type Loops = HashMap<(ComputationId, InstructionId), Vec<NodeId>>;
@@ -120,6 +132,7 @@ struct Builder<'m> {
     inputs: Vec<NodeId>,
     bodies: HashMap<ComputationId, BodyDependencies>,
     loops: Loops,
+    views: Views<'m>,
     depth: usize,
 }
 
@@ -130,8 +143,15 @@ impl<'m> Graph<'m> {
     }
 
     fn at_depth(module: &'m Module, computation: ComputationId, depth: usize) -> Result<Self, DiscoverError> {
-        let (nodes, inputs) = (Vec::new(), Vec::new());
-        let mut builder = Builder { module, nodes, inputs, bodies: HashMap::new(), loops: HashMap::new(), depth };
+        let mut builder = Builder {
+            module,
+            nodes: Vec::new(),
+            inputs: Vec::new(),
+            bodies: HashMap::new(),
+            loops: HashMap::new(),
+            views: Views::default(),
+            depth,
+        };
         let outputs = builder.computation(computation, None, false)?;
         let nodes = builder.nodes;
         let mut users = vec![Vec::new(); nodes.len()];
@@ -162,6 +182,7 @@ impl<'m> Graph<'m> {
             uniform: Vec::new(),
             constants: Vec::new(),
             loops: builder.loops,
+            views: builder.views,
         };
         graph.classify_uniform();
         graph.fold_constants();
@@ -270,6 +291,30 @@ impl<'m> Graph<'m> {
     pub(super) fn value(&self, id: NodeId) -> Value {
         let node = self.node(id);
         Value { instruction: node.instruction, leaf: node.leaf }
+    }
+
+    /// The input that a node is, be it under other dimensions.
+    pub(super) fn input(&self, id: NodeId) -> Option<NodeId> {
+        if self.is(id, Opcode::Parameter) { Some(id) } else { self.views.input.get(&id).copied() }
+    }
+
+    /// An input and the output that succeeds it, as the step works on them: where the output is something under other
+    /// dimensions, that, and the view of the input that has the same.
+    pub(super) fn carried(&self, input: NodeId, output: NodeId) -> (NodeId, NodeId) {
+        let new = self.behind_views(output);
+        let dims = self.dims(new);
+        let view = if dims == self.dims(input) { Some(input) } else { self.views.of.get(&(input, dims)).copied() };
+        view.map_or((input, output), |old| (old, new))
+    }
+
+    /// The array whose elements, in their order, a node has under dimensions of its own.
+    pub(super) fn behind_views(&self, mut id: NodeId) -> NodeId {
+        while let Some(dep) = self.first_dep(id)
+            && self.instruction(id).is_some_and(|i| is_view(i, self.node(dep).shape))
+        {
+            id = dep;
+        }
+        id
     }
 
     /// The initial values of all leaves of the `while` that a node belongs to, by leaf.
@@ -412,6 +457,19 @@ fn scalar_literal(literal: &LiteralProto) -> Option<f64> {
         .or_else(|| literal.preds.first().map(|&v| f64::from(u8::from(v))))
         .or_else(|| half(&literal.bf16s).map(|v| f64::from(half::bf16::from_bits(v))))
         .or_else(|| half(&literal.f16s).map(|v| f64::from(half::f16::from_bits(v))))
+}
+
+/// Whether an instruction has all elements of its operand in their order, and only its dimensions are its own.
+fn is_view(instruction: &Instruction, operand: &ShapeProto) -> bool {
+    let shape = &instruction.shape.0;
+    let elements = |s: &ShapeProto| s.dimensions.iter().fold(1i64, |n, &d| n.saturating_mul(d));
+    let keeps_order = match instruction.opcode {
+        Opcode::Reshape => true,
+        Opcode::Slice => shape.dimensions == operand.dimensions,
+        Opcode::Broadcast => instruction.attributes.dimensions.is_sorted(),
+        _ => false,
+    };
+    keeps_order && shape.element_type == operand.element_type && elements(shape) == elements(operand)
 }
 
 /// The leaves of a shape by reference, depth first.
@@ -592,8 +650,37 @@ impl<'m> Builder<'m> {
                 }
                 Ok(made)
             }
-            opcode => Ok(self.leaves_of(computation_id, id, instruction, Op::Hlo(opcode), &all(), inner)),
+            opcode => {
+                let operand = operands.first().and_then(|l| l.first()).copied();
+                let input = operand.and_then(|operand| self.viewed(instruction, operand));
+                if let Some(known) = input.and_then(|input| self.known_view(input, &instruction.shape.0, inner)) {
+                    return Ok(vec![known]);
+                }
+                let made = self.leaves_of(computation_id, id, instruction, Op::Hlo(opcode), &all(), inner);
+                if let (Some(input), &[view]) = (input, made.as_slice()) {
+                    self.views.of.insert((input, &instruction.shape.0.dimensions), view);
+                    self.views.input.insert(view, input);
+                }
+                Ok(made)
+            }
         }
+    }
+
+    /// The input that an instruction is a view of.
+    fn viewed(&self, instruction: &Instruction, operand: NodeId) -> Option<NodeId> {
+        let node = self.nodes.get(operand.index()).filter(|node| is_view(instruction, node.shape))?;
+        let is_input = node.op == Op::Hlo(Opcode::Parameter);
+        is_input.then_some(operand).or_else(|| self.views.input.get(&operand).copied())
+    }
+
+    /// The node that an input is under the dimensions of `shape`, where there is one: outside of branches none that is inside.
+    fn known_view(&self, input: NodeId, shape: &'m ShapeProto, inner: bool) -> Option<NodeId> {
+        let node = |id: NodeId| self.nodes.get(id.index());
+        if node(input)?.shape.dimensions == shape.dimensions {
+            return Some(input);
+        }
+        let known = self.views.of.get(&(input, shape.dimensions.as_slice())).copied()?;
+        (inner || !node(known)?.inner).then_some(known)
     }
 
     fn conditional(

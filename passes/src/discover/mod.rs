@@ -117,6 +117,7 @@ fn discover_hinted(module: &Module) -> Result<TrainStep, DiscoverError> {
 
 /// The display name of an input: its tree path where the front end left one.
 fn display_name(graph: &Graph<'_>, id: NodeId) -> String {
+    let id = graph.input(id).unwrap_or(id);
     let Some(instruction) = graph.instruction(id) else {
         return graph.display(id);
     };
@@ -241,9 +242,9 @@ fn describe(graph: &Graph<'_>, flow: &Flow<'_, '_>, roles: Roles, pairs: &Pairs)
                 name: display_name(graph, s.old),
                 input: s.pair.input,
                 output: s.pair.output,
-                value: graph.value(s.old),
-                new_value: graph.value(s.new),
-                shape: Shape::from(graph.node(s.old).shape.clone()),
+                value: graph.value(s.given),
+                new_value: graph.value(s.returned),
+                shape: Shape::from(graph.node(s.given).shape.clone()),
                 role: verdict.role,
                 class: verdict.class,
                 reason: verdict.reason,
@@ -406,9 +407,9 @@ fn parameter(flow: &Flow<'_, '_>, roles: &Roles, p: usize, state: &StateNode, ou
         name: display_name(graph, state.old),
         input: state.pair.input,
         output: state.pair.output,
-        value: graph.value(state.old),
-        new_value: graph.value(state.new),
-        shape: Shape::from(graph.node(state.old).shape.clone()),
+        value: graph.value(state.given),
+        new_value: graph.value(state.returned),
+        shape: Shape::from(graph.node(state.given).shape.clone()),
         master: master.map(|m| m.pair.input),
         gradient,
         update: update.into_step(graph),

@@ -1,11 +1,12 @@
 //! Pairing outputs with the inputs that they succeed.
 //!
 //! For each output, the cheapest path backward through operations that keep the
-//! dimensions says which inputs it could carry on and how directly. A minimum-cost
-//! assignment per dimensions and element type decides. Where forbidding a chosen
-//! pair costs nothing there was a tie: the alias table breaks it, then the order of
-//! inputs, and the result says so. What is left over comes from the alias table
-//! alone. The table is a hint: steps without donation exist, and permuted ones.
+//! dimensions says which inputs it could carry on and how directly. Where dimensions
+//! are changed at both ends (a unit dimension taken off and put on again), the path is
+//! the one between. A minimum-cost assignment per dimensions and element type decides.
+//! Where forbidding a chosen pair costs nothing there was a tie: the alias table breaks
+//! it, then the order of inputs, and the result says so. What is left over comes from
+//! the alias table alone. The table is a hint: steps without donation exist, and permuted ones.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap};
@@ -29,15 +30,16 @@ pub(super) struct Pair {
 /// The cheapest path from an input to an output along which a state is carried.
 #[derive(Debug, Clone, Default)]
 pub(super) struct CarryPaths {
-    /// Cost per reachable input node, in quarters; by input.
+    /// Cost per reachable input, in quarters; by the input or the view of it at which the path begins.
     costs: Vec<(NodeId, u32)>,
     /// For each node on a path, by node, the next one towards the output.
     towards: Vec<(NodeId, Option<NodeId>)>,
 }
 
 impl CarryPaths {
-    /// Cheapest paths from every input to `output`.
+    /// Cheapest paths from every input to `output`, or to what it is a view of.
     pub(super) fn to(graph: &Graph<'_>, output: NodeId) -> Self {
+        let output = graph.behind_views(output);
         let dims = graph.dims(output);
         let mut best = HashMap::from([(output, (0u32, None))]);
         let mut costs = Vec::new();
@@ -46,7 +48,7 @@ impl CarryPaths {
             if best.get(&id).is_some_and(|&(b, _)| b < cost) {
                 continue;
             }
-            if graph.is(id, Opcode::Parameter) {
+            if graph.input(id).is_some() {
                 costs.push((id, cost));
                 continue;
             }
@@ -78,12 +80,12 @@ impl CarryPaths {
         self.cost(input).is_some_and(|c| c < 32)
     }
 
-    /// Inputs with a path, with their cost.
+    /// Inputs with a path, or views of them, with their cost.
     pub(super) fn inputs(&self) -> impl Iterator<Item = (NodeId, u32)> + '_ {
         self.costs.iter().copied()
     }
 
-    /// The nodes from `input` to the output, both included; empty where there is no path.
+    /// The nodes from `input` to where paths end, both included; empty where there is no path.
     pub(super) fn trace(&self, input: NodeId) -> Vec<NodeId> {
         let mut path = Vec::new();
         let mut at = self.reaches(input).then_some(input);
@@ -144,8 +146,9 @@ pub(super) fn pair(graph: &Graph<'_>, alias: &BTreeMap<usize, usize>) -> Pairs {
         .iter()
         .zip(&carry)
         .map(|(&o, paths)| {
-            let fits = |n: NodeId| graph.dims(n) == graph.dims(o) && graph.element_type(n) == graph.element_type(o);
-            paths.inputs().filter(|&(n, _)| fits(n)).filter_map(|(n, c)| Some((*number.get(&n)?, c))).collect()
+            let fits = |n: &NodeId| graph.dims(*n) == graph.dims(o) && graph.element_type(*n) == graph.element_type(o);
+            let candidate = |(n, c)| Some((*number.get(&graph.input(n).filter(fits)?)?, c));
+            paths.inputs().filter_map(candidate).collect()
         })
         .collect();
     let mut pairs = Vec::new();

@@ -197,7 +197,7 @@ pub(super) fn assign(flow: &Flow<'_, '_>, carry: &[CarryPaths], reports: &[(usiz
     for state in flow.states.iter().filter(|s| s.new != s.old) {
         updated[state.new] |= carry.get(state.pair.output).is_some_and(|c| c.carries_linearly(state.old));
     }
-    let sources: Vec<NodeId> = flow.floats.iter().map(|s| s.old).collect();
+    let sources: Vec<NodeId> = flow.floats.iter().map(|s| s.given).collect();
     let succeeded: BTreeSet<usize> = flow.states.iter().map(|s| s.pair.output).collect();
     let outputs = graph.outputs.iter().copied().enumerate();
     let free = outputs.filter(|(k, _)| !succeeded.contains(k)).chain(reports.iter().copied());
@@ -300,7 +300,7 @@ pub(super) fn assign(flow: &Flow<'_, '_>, carry: &[CarryPaths], reports: &[(usiz
     masters(flow, carry, &mut roles);
     let rebuilt = |p: &usize| {
         let state = flow.floats.get(*p);
-        !roles.masters.contains_key(p) && state.is_some_and(|s| !rests_on(graph, s.new, s.old))
+        !roles.masters.contains_key(p) && state.is_some_and(|s| !rests_on(graph, s.new, s.given))
     };
     let rebuilt: BTreeSet<usize> = roles.parameters.iter().copied().filter(rebuilt).collect();
     for &p in &rebuilt {
@@ -410,7 +410,7 @@ fn unused(flow: &Flow<'_, '_>, roles: &Roles, loss: &[u64]) -> Vec<usize> {
                 && !has(loss, k)
                 && !masters.contains(&k)
                 && !read_by_others(k)
-                && rests_on(graph, s.new, s.old)
+                && rests_on(graph, s.new, s.given)
         })
         .map(|(k, _)| k)
         .collect()

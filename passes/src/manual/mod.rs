@@ -12,7 +12,8 @@
 //!
 //! Inside the body a gradient is that of the device's part of the batch until the step itself adds it up. What is measured
 //! must be the same on all devices, or they would decide differently: [`vary`] follows what differs from device to
-//! device, and a gradient that does is refused by name.
+//! device, and a gradient that does is refused by name. So is one with a state in it that every device has its own of, as
+//! all states are under `jax.pmap`: that copies of it are equal is not in the graph.
 
 mod body;
 mod vary;
@@ -25,7 +26,7 @@ use hlo::{AliasKind, InstructionId, Module, Shape};
 use crate::layout::ControllerLayout;
 use crate::mesh;
 use crate::pass::{Changed, Context, Pass, PassError};
-use crate::step::TrainStep;
+use crate::step::{TrainStep, Value};
 
 pub(crate) use body::Body;
 use vary::{Classes, Vary};
@@ -43,6 +44,37 @@ pub struct LeaveBody;
 pub(crate) struct Entered {
     body: Body,
     outside: Outside,
+    alike: Alike,
+}
+
+impl Entered {
+    /// Refuses a value of `tensor` that is to be measured, where devices may have different ones.
+    pub(crate) fn refuse_own(&self, module: &Module, tensor: &str, value: Value) -> Result<(), PassError> {
+        if self.alike.is(value) {
+            return Ok(());
+        }
+        let value = value.display(module, self.body.computation);
+        Err(PassError::OwnState { tensor: tensor.to_owned(), value })
+    }
+}
+
+/// Which values of a body are the same on all devices, by instruction and leaf.
+#[derive(Debug, Clone)]
+struct Alike(Vec<Vec<bool>>);
+
+impl Alike {
+    fn of(module: &Module, body: &Body) -> Self {
+        let mut vary = Vary::new(module, body.mesh.size());
+        let arguments: Vec<Vec<Classes>> =
+            body.split.iter().map(|split| vec![split_classes(&mut vary, &body.mesh, split)]).collect();
+        let classes = vary.computation(body.computation, &arguments, 0);
+        Self(classes.iter().map(|leaves| leaves.iter().map(|&leaf| !vary.varies(leaf)).collect()).collect())
+    }
+
+    fn is(&self, value: Value) -> bool {
+        let leaves = self.0.get(value.instruction.index());
+        leaves.and_then(|leaves| leaves.get(value.leaf)).copied().unwrap_or(false)
+    }
 }
 
 impl Pass for EnterBody {
@@ -60,28 +92,28 @@ impl Pass for EnterBody {
             let computation = module.computation(step.computation).map_or("another computation", |c| c.name.as_str());
             return Err(PassError::InsideCall { computation: computation.to_owned() });
         };
-        refuse_varying(module, &body, step)?;
+        let alike = Alike::of(module, &body);
+        refuse_varying(module, &body, step, &alike)?;
         let inside = body.numbers_inside(step);
         let aliases = body.aliases_inside(module);
         let outside = module.enter(body.computation, &aliases)?;
         context.step = Some(inside);
-        context.entered = Some(Entered { body, outside });
+        context.entered = Some(Entered { body, outside, alike });
         Ok(Changed::Yes)
     }
 }
 
 /// Refuses gradients that differ between devices.
-fn refuse_varying(module: &Module, body: &Body, step: &TrainStep) -> Result<(), PassError> {
-    let mut vary = Vary::new(module, body.mesh.size());
-    let arguments: Vec<Vec<Classes>> =
-        body.split.iter().map(|split| vec![split_classes(&mut vary, &body.mesh, split)]).collect();
-    let classes = vary.computation(body.computation, &arguments, 0);
+fn refuse_varying(module: &Module, body: &Body, step: &TrainStep, alike: &Alike) -> Result<(), PassError> {
+    let display = |value: Value| value.display(module, body.computation);
     for (parameter, gradient) in step.controlled() {
-        let value = gradient.measured;
-        let found = classes.get(value.instruction.index()).and_then(|leaves| leaves.get(value.leaf));
-        if found.is_none_or(|&classes| vary.varies(classes)) {
-            let gradient = value.display(module, body.computation);
-            return Err(PassError::Varying { tensor: parameter.name.clone(), gradient });
+        let tensor = parameter.name.clone();
+        if !alike.is(gradient.measured) && !alike.is(gradient.raw) {
+            return Err(PassError::Varying { tensor, gradient: display(gradient.measured) });
+        }
+        let mut decides = [Some(gradient.measured), step.consumes].into_iter().flatten();
+        if let Some(own) = decides.find(|&value| !alike.is(value)) {
+            return Err(PassError::OwnState { tensor, value: display(own) });
         }
     }
     Ok(())
@@ -102,7 +134,7 @@ impl Pass for LeaveBody {
     }
 
     fn run(&self, module: &mut Module, context: &mut Context) -> Result<Changed, PassError> {
-        let Some(Entered { body, outside }) = context.entered.take() else { return Ok(Changed::No) };
+        let Some(Entered { body, outside, .. }) = context.entered.take() else { return Ok(Changed::No) };
         let mut layout = context.layout()?.clone();
         module.leave(outside);
         let step = context.step()?;

@@ -219,7 +219,9 @@ fn own_arrays(injection: &Injection, policy: &Policy) -> Vec<Array> {
         ArrayKind::Counters => Array::s32(&input.dims, &layout.initial_counters()),
         ArrayKind::Snapshot => {
             let of = injection.step.state(input.copy_of.unwrap()).unwrap();
-            let bytes = vec![0; of.shape.byte_size() as usize];
+            // The step's own shapes are those of its body; the copy's are the program's.
+            let width = of.shape.byte_size() / of.shape.num_elements();
+            let bytes = vec![0; width as usize * input.dims.iter().product::<i64>() as usize];
             Array { element_type: input.element_type.parse().unwrap(), dims: input.dims.clone(), bytes }
         }
         ArrayKind::Telemetry => panic!("telemetry as an input"),
