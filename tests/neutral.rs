@@ -26,6 +26,10 @@ const REFUSED: &[(&str, &str)] = &[("mlp_flatten", "discover"), ("adv_grad_in_co
 #[cfg(target_arch = "x86_64")]
 const OWN_SUMS: &[&str] = &["adv_single_param"];
 
+/// Steps that LLVM takes long to optimize; they are compared bit for bit without that. `gptscan_adamw_clip` is as large, and
+/// optimized.
+const LARGE: &[&str] = &["gptscan_muon", "gpttied_unroll_adamw", "gptunroll_lion", "gptremat_adam"];
+
 /// Whether two arrays are equal up to the rounding of one step.
 fn close(a: &Array, b: &Array) -> bool {
     if a.element_type != pjrt::ElementType::F32 {
@@ -73,6 +77,7 @@ fn assert_neutral(
 ) {
     let mut failures = Vec::new();
     for name in corpus::names().iter().filter(|n| !REFUSED.iter().any(|(refused, _)| refused == n)) {
+        let contraction = if LARGE.contains(&name.as_str()) { Contraction::Impossible } else { contraction };
         let found = difference(&corpus::case(name), &policies(name), contraction, |a, b| same(name, a, b));
         failures.extend(found.map(|difference| format!("{name}: {difference}")));
     }

@@ -18,6 +18,7 @@ from jax.extend.core import Primitive, jaxprs_in_params
 from jax.interpreters import mlir
 from jaxlib.mlir import ir, passmanager
 from jaxlib.mlir.dialects import func
+from jaxlib.mlir.dialects import stablehlo as stablehlo_dialect
 
 from ._native import Error, RefusedError
 
@@ -259,6 +260,7 @@ def _lower_call(context: Any, *values: Any, program: Program) -> Sequence[Any]:
         )
     module = ir.Module.parse(program.stablehlo, context=around.module.context)
     with module.context:
+        _join_broadcasts(module)
         attributes = module.operation.attributes
         if "mhlo.frontend_attributes" in attributes and "xla.sdy.meshes" in str(attributes["mhlo.frontend_attributes"]):
             # HLO carries Shardy's operations as attributes.
@@ -270,6 +272,62 @@ def _lower_call(context: Any, *values: Any, program: Program) -> Sequence[Any]:
 
 
 mlir.register_lowering(_call_p, _lower_call)
+
+
+def _join_broadcasts(module: Any) -> None:
+    """Makes one operation again of what HLO has three for: a broadcast along dimensions of size 1.
+
+    HLO cannot say it, and holds a broadcast that changes nothing, a reshape that drops the dimensions, and a broadcast that adds
+    them. Left alone, the first two are folded away on the way back into HLO, XLA fuses other operations with one another than in
+    the step as it was, and the last bits of sums change.
+    """
+    found = []
+
+    def visit(operation: Any) -> Any:
+        if operation.name == "stablehlo.broadcast_in_dim":
+            squeeze = _made_by(operation.operands[0], "stablehlo.reshape")
+            idle = _made_by(squeeze.operands[0], "stablehlo.broadcast_in_dim") if squeeze else None
+            if idle and idle.operands[0].type == idle.results[0].type:
+                found.append((operation, squeeze, idle))
+        return ir.WalkResult.ADVANCE
+
+    module.operation.walk(visit)
+    for broadcast, squeeze, idle in found:
+        operand, result = idle.operands[0], broadcast.results[0]
+        added = list(ir.DenseI64ArrayAttr(broadcast.attributes["broadcast_dimensions"]))
+        dimensions = _placed(operand.type.shape, squeeze.results[0].type.shape, added, result.type.shape)
+        if dimensions is None:
+            continue
+        with ir.InsertionPoint(broadcast), broadcast.location:
+            joined = stablehlo_dialect.broadcast_in_dim(result.type, operand, ir.DenseI64ArrayAttr.get(dimensions))
+        result.replace_all_uses_with(joined)
+        broadcast.erase()
+        for unused in (squeeze, idle):
+            if not list(unused.results[0].uses):
+                unused.erase()
+
+
+def _made_by(value: Any, name: str) -> Any:
+    """The operation that a value comes from, if it is of that kind."""
+    return None if isinstance(value.owner, ir.Block) or value.owner.name != name else value.owner
+
+
+def _placed(shape: Sequence[int], kept: Sequence[int], places: Sequence[int], result: Sequence[int]) -> list[int] | None:
+    """A dimension of a result for each of an operand, in order, where those that are `kept` have their places, and each of the
+    others, of size 1, goes along one that is larger; None where there is no such place."""
+    dimensions: list[int] = []
+    open_ = list(zip(kept, places, strict=True))
+    for size in shape:
+        if open_ and open_[0][0] == size:
+            dimensions.append(open_.pop(0)[1])
+            continue
+        start = dimensions[-1] + 1 if dimensions else 0
+        end = open_[0][1] if open_ else len(result)
+        place = next((n for n in range(start, end) if result[n] != 1), None)
+        if size != 1 or place is None:
+            return None
+        dimensions.append(place)
+    return None if open_ else dimensions
 
 
 def _calls_controlled(jaxpr: Any) -> bool:

@@ -4,7 +4,7 @@
     python python/tests/optimizers.py --check    # writes nothing; fails where the page is not what comes out, or a gradient is wrong
 
 Of each, on an MLP and on a small GPT: the gradients that discovery found are computed in four steps and compared with those of
-`jax.grad`; on the MLP, 20 steps under a policy that only watches are compared with 20 plain ones, bit for bit. An optimizer is a public function of
+`jax.grad`; 20 steps under a policy that only watches are compared with 20 plain ones, bit for bit. An optimizer is a public function of
 `optax` or `optax.contrib` that returns a gradient transformation and has a learning rate, or wraps another optimizer.
 """
 
@@ -86,7 +86,6 @@ class Model:
     params: Any
     loss: Callable[[Any, Any], jax.Array]
     batch: Callable[[int], Any]
-    neutral: bool
 
     @functools.cached_property
     def grad(self) -> Callable[..., Any]:
@@ -112,7 +111,7 @@ def mlp() -> Model:
         rng = np.random.default_rng(n)
         return {"x": rng.normal(size=(32, 12)).astype(np.float32), "y": rng.integers(0, 4, 32).astype(np.int32)}
 
-    return Model("MLP", params, loss, batch, neutral=True)
+    return Model("MLP", params, loss, batch)
 
 
 def gpt() -> Model:
@@ -148,7 +147,7 @@ def gpt() -> Model:
     def batch(n: int) -> Any:
         return np.random.default_rng(n).integers(0, vocabulary, (8, window + 1)).astype(np.int32)
 
-    return Model("GPT", params, loss, batch, neutral=False)
+    return Model("GPT", params, loss, batch)
 
 
 def step_of(model: Model, tx: Any, per_example: bool, extras: tuple[str, ...]) -> Callable[..., Any]:
@@ -211,7 +210,7 @@ def judge(model: Model, function: Callable[..., Any]) -> Verdict:
     try:
         exposed = entropic.expose(step, args, "raw")
         found = entropic.inspect(step, args)
-        bits = differing_step(model, step, state) if model.neutral else None
+        bits = differing_step(model, step, state)
     except entropic.RefusedError as error:
         return Verdict(first_line(error).removeprefix("step: "), refused=True)
     if bits is not None:
@@ -306,7 +305,8 @@ def page() -> tuple[str, bool]:
 that returns a gradient transformation and has a learning rate, or wraps an optimizer, with its defaults. Columns say for how many
 parameters the gradient was found and, in each of {GRADIENTS} steps, is within a relative {TOLERANCE:g} that of `jax.grad`, before noise,
 weight decay and factors of the optimizer's own (the view `raw`); or why the step is refused. `dpsgd` has no such gradient: there the sum of
-clipped gradients of single examples is what has to be found. On the MLP, all that are not refused are bit for bit the plain step for {STEPS} steps under the policy `monitor`.
+clipped gradients of single examples is what has to be found. All that are not refused are bit for
+bit the plain step for {STEPS} steps under the policy `monitor`, on both models.
 
 {len(verdicts)} optimizers: {right} found in full on both models, {partly} in part with a reason, {refused} refused with a reason,
 {failed} without a step to control; {wrong} gradients are wrong.

@@ -108,8 +108,12 @@ fn test_with_oldest_jax(python: &Path) -> Result<()> {
     let requirements = root().join("python").join("oldest-jax.txt");
     let install = ["-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target"];
     run(Command::new(python).args(install).arg(&folder).arg("--requirement").arg(requirements))?;
-    let tests = ["-m", "pytest", "--quiet", "python/tests/test_devices.py"];
-    run(Command::new(python).args(tests).env("PYTHONPATH", folder).env("PIP_NO_INDEX", "1"))
+    let tests = ["control", "way_back", "devices"].map(|name| format!("python/tests/test_{name}.py"));
+    run(Command::new(python)
+        .args(["-m", "pytest", "--quiet"])
+        .args(tests)
+        .env("PYTHONPATH", folder)
+        .env("PIP_NO_INDEX", "1"))
 }
 
 fn test_ops() -> Result<()> {
