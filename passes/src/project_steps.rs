@@ -76,7 +76,7 @@ impl ProjectSteps {
             SwitchRate::Nearest => direction.moment,
             SwitchRate::Swats => gradient.eff,
         };
-        let taken = materialise(&mut e.b, direction.value)?;
+        let taken = materialise(&mut e.b, direction.parts.value)?;
         let along = materialise(&mut e.b, along)?;
         let taken = wide(&mut e.b, taken)?;
         let along = wide(&mut e.b, along)?;

@@ -31,7 +31,7 @@ pub(super) struct Arguments {
     target: Target,
     /// The controller's policy: a TOML file, or one of the policies that come with the program. The default policy if none
     /// is given.
-    #[arg(long, value_name = "FILE|default|article|monitor")]
+    #[arg(long, value_name = "FILE|default|article|spectral|monitor")]
     policy: Option<PathBuf>,
     #[command(flatten)]
     replicating: Replicating,

@@ -33,7 +33,7 @@ pub(super) struct Arguments {
     output: PathBuf,
     /// The controller's policy: a TOML file, or one of the policies that come with the program. The default policy if none
     /// is given.
-    #[arg(long, value_name = "FILE|default|article|monitor")]
+    #[arg(long, value_name = "FILE|default|article|spectral|monitor")]
     policy: Option<PathBuf>,
     /// What the result will be compiled for: cpu, a100, h100, h200, tpu-v4, tpu-v5e, tpu-v5p, tpu-v6e. Compilers differ in
     /// how sums over a gradient should be written; any of them takes any result.

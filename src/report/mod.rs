@@ -341,7 +341,7 @@ fn parameter_report(
             MomentumStatus::Absent { reason } => Some(reason.clone()),
         },
         direction: match &parameter.direction {
-            DirectionStatus::Found(direction) => Some(name(direction.value)),
+            DirectionStatus::Found(direction) => Some(name(direction.parts.value)),
             DirectionStatus::Absent { .. } => None,
         },
         no_switch: match &parameter.direction {

@@ -10,7 +10,7 @@ use super::rollback::rollback;
 use super::scales::{laws, scale, scale_momentum};
 use super::switch::switch;
 use super::{Controlled, Inputs};
-use crate::layout::{ControllerLayout, NONE};
+use crate::layout::{ControllerLayout, NONE, SPECTRAL_ENTROPY};
 use crate::pass::PassError;
 
 pub(super) type Made<T> = Result<T, PassError>;
@@ -35,7 +35,7 @@ pub(super) fn emit(module: &mut Module, layout: &ControllerLayout, inputs: &Inpu
     e.part("state");
     let state = e.assemble(Array::State, "entropic.new_state")?;
     let counters = e.assemble(Array::Counters, "entropic.new_counters")?;
-    let telemetry = tell(e, &measured, &decision, scales)?;
+    let telemetry = tell(e, layout, &measured, &decision, scales)?;
     let rollback = rollback.map(|r| r.control);
     Ok(Controlled { applied: decision.applied, scales, momentum, switch, rollback, state, counters, telemetry })
 }
@@ -85,7 +85,13 @@ fn measure(e: &mut Emitter<'_>, layout: &ControllerLayout, inputs: &Inputs) -> M
     Ok(Measured { energy, entropy, active, norm, finite })
 }
 
-fn tell(e: &mut Emitter<'_>, m: &Measured, d: &Decision, scales: InstructionId) -> Made<InstructionId> {
+fn tell(
+    e: &mut Emitter<'_>,
+    layout: &ControllerLayout,
+    m: &Measured,
+    d: &Decision,
+    scales: InstructionId,
+) -> Made<InstructionId> {
     e.part("telemetry");
     for (name, flag) in [("applied", d.applied), ("finite", m.finite), ("stop", d.stop)] {
         e.show(name, flag)?;
@@ -95,5 +101,11 @@ fn tell(e: &mut Emitter<'_>, m: &Measured, d: &Decision, scales: InstructionId) 
     e.set(Array::Telemetry, "entropy", m.entropy);
     e.set(Array::Telemetry, "norm_threshold", d.threshold);
     e.set(Array::Telemetry, "scale", scales);
+    if layout.spectral.is_some() {
+        // What `spectral` puts its measurements in the place of.
+        let none = e.f32(NONE)?;
+        let nothing = e.b.broadcast_scalar_like(none, m.entropy)?;
+        e.set(Array::Telemetry, SPECTRAL_ENTROPY, nothing);
+    }
     e.assemble(Array::Telemetry, "entropic.telemetry")
 }

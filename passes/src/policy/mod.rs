@@ -14,6 +14,7 @@ mod parse;
 mod pattern;
 mod replicas;
 mod rollback;
+mod spectral;
 mod switch;
 
 use std::collections::BTreeMap;
@@ -30,6 +31,7 @@ pub use momentum::MomentumPolicy;
 pub use pattern::Pattern;
 pub use replicas::{EntropyOf, OnMismatch, ReplicasPolicy};
 pub use rollback::{RollbackKind, RollbackPolicy};
+pub use spectral::{SpectralDtype, SpectralPolicy, SpectralTensor};
 pub use switch::{SwitchPolicy, SwitchRate, Trigger};
 
 /// The version of the policy format that this crate reads and writes.
@@ -40,6 +42,9 @@ pub const DEFAULT_POLICY: &str = include_str!("../../policies/default.toml");
 
 /// The text of a policy with the constants of the article that the controller comes from.
 pub const ARTICLE_POLICY: &str = include_str!("../../policies/article.toml");
+
+/// The text of a policy that makes the singular values of hidden matrices' updates equal.
+pub const SPECTRAL_POLICY: &str = include_str!("../../policies/spectral.toml");
 
 /// Everything a user decides about control.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -61,6 +66,8 @@ pub struct Policy {
     pub laws: LawsPolicy,
     /// By how much momentum coefficients are scaled.
     pub momentum: MomentumPolicy,
+    /// How updates of matrices are moved towards equal singular values.
+    pub spectral: SpectralPolicy,
     /// When the optimizer gives way to SGD.
     pub switch: SwitchPolicy,
     /// What is different where several replicas train together.
@@ -194,6 +201,7 @@ impl Default for Policy {
             scale: ScalePolicy::default(),
             laws: LawsPolicy::default(),
             momentum: MomentumPolicy::default(),
+            spectral: SpectralPolicy::default(),
             switch: SwitchPolicy::default(),
             replicas: ReplicasPolicy::default(),
             groups: BTreeMap::new(),
@@ -287,6 +295,27 @@ pub enum PolicyError {
     ReturnWithoutEntropy {
         /// The trigger.
         trigger: &'static str,
+    },
+    /// Updates of matrices to be treated in a step where none can be.
+    #[error(
+        "the policy makes singular values of updates equal, and no tensor of this step is treated:\n{}\n\
+         set `spectral.enabled` to false, or name tensors under `[spectral.tensors]`",
+        tensors.iter().map(|(name, reason)| format!("  {name}: {reason}")).collect::<Vec<_>>().join("\n")
+    )]
+    NothingSpectral {
+        /// Name and reason of each.
+        tensors: Vec<(String, String)>,
+    },
+    /// Tensors that a pattern asks to be treated, and that cannot be.
+    #[error(
+        "the policy makes singular values of updates equal that cannot be:\n{}\nname only matrices; `entropic inspect` \
+         lists them",
+        tensors.iter().map(|(name, key, reason)| format!("  {name} (`{key}`): {reason}"))
+            .collect::<Vec<_>>().join("\n")
+    )]
+    NotSpectral {
+        /// Name, key of the policy and reason of each.
+        tensors: Vec<(String, String, String)>,
     },
     /// A switch of the optimizer in a step where nothing can be switched.
     #[error(
@@ -491,6 +520,7 @@ impl Policy {
             scale(&format!("scale.tensors.{pattern:?}"), value)?;
         }
         self.momentum.validate(check)?;
+        self.spectral.validate(check)?;
         self.switch.validate(check)?;
         self.replicas.validate(check)?;
         self.groups.iter().try_for_each(|(name, group)| group.validate(name, check))?;
@@ -564,10 +594,18 @@ mod tests {
     }
 
     #[test]
+    fn the_spectral_policy_is_the_default_and_its_table() {
+        let policy = Policy::parse(SPECTRAL_POLICY).unwrap();
+        let spectral = SpectralPolicy { enabled: true, k: 2.0, ..SpectralPolicy::default() };
+        assert_eq!(policy, Policy { spectral, ..Policy::default() });
+    }
+
+    #[test]
     fn text_and_value_agree() {
         let mut policy = Policy::monitor();
         policy.scale.tensors.insert("*['w']".into(), 0.25);
         policy.states.insert("s.count".into(), AssignedClass::Advancing);
+        policy.spectral.tensors.insert("*['q']".into(), SpectralTensor { split: Some(3), ..Default::default() });
         let text = toml::to_string(&policy).unwrap();
         assert_eq!(Policy::parse(&text).unwrap(), policy);
         assert!(!policy.gates());

@@ -74,6 +74,14 @@ const SCHEMA: Table = Table {
         ("scale", Table { keys: &["global"], tables: &[("tensors", OPEN)], open: false }),
         ("momentum", Table { keys: &["scale", "cap"], tables: &[("tensors", OPEN)], open: false }),
         (
+            "spectral",
+            Table {
+                keys: &["enabled", "k", "alpha", "target", "iterations", "dtype", "min_side"],
+                tables: &[("tensors", OPEN)],
+                open: false,
+            },
+        ),
+        (
             "switch",
             leaf(&[
                 "enabled",
