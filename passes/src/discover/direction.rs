@@ -5,14 +5,14 @@ use hlo::Opcode;
 
 use super::flow::Flow;
 use super::graph::NodeId;
-use super::parts::{FoundParts, buried, plain};
+use super::parts::{FoundParts, Whole, buried, plain};
 use super::update::strip_guards;
 use crate::step::{Direction, DirectionStatus, Momentum, MomentumStatus};
 
 /// The direction of a parameter's update, of which `parts` are known, or why not.
 pub(super) fn direction(
     flow: &Flow<'_, '_>,
-    parts: &Result<FoundParts, String>,
+    parts: &Result<FoundParts, Whole>,
     momentum: &MomentumStatus,
 ) -> DirectionStatus {
     match find(flow, parts, momentum) {
@@ -23,7 +23,7 @@ pub(super) fn direction(
 
 fn find(
     flow: &Flow<'_, '_>,
-    parts: &Result<FoundParts, String>,
+    parts: &Result<FoundParts, Whole>,
     momentum: &MomentumStatus,
 ) -> Result<Direction, String> {
     let moment = match momentum {
@@ -33,7 +33,7 @@ fn find(
         },
         MomentumStatus::Absent { reason } => return Err(format!("it has no first moment ({reason})")),
     };
-    let parts = parts.as_ref().map_err(Clone::clone)?;
+    let parts = parts.as_ref().map_err(|whole| whole.reason.clone())?;
     let graph = flow.graph;
     let is_moment = |n: NodeId| graph.through_conversions(n) == graph.through_conversions(moment);
     if is_moment(parts.value) || is_moment(parts.stepped) {

@@ -418,9 +418,8 @@ fn parameter(flow: &Flow<'_, '_>, roles: &Roles, p: usize, state: &StateNode, ou
         momentum,
         parts: match &parts {
             Ok(parts) => PartsStatus::Found(parts.to_step(graph)),
-            Err(reason) => {
-                let computed_apart = !parts::plain(graph, graph.through_conversions(updated.new));
-                PartsStatus::Absent { reason: reason.clone(), computed_apart }
+            Err(parts::Whole { reason, computed_apart }) => {
+                PartsStatus::Absent { reason: reason.clone(), computed_apart: *computed_apart }
             }
         },
         direction,

@@ -48,6 +48,14 @@ impl FoundParts {
     }
 }
 
+/// Why an update cannot be taken apart.
+#[derive(Debug, Clone)]
+pub(super) struct Whole {
+    pub(super) reason: String,
+    /// Whether it is computed in a branch or a loop: only its result can be read.
+    pub(super) computed_apart: bool,
+}
+
 /// The parts of a parameter's update. `group` are the states that belong to it and `own` those that are it (the parameter
 /// itself, its wide copy), by their index among the floats.
 ///
@@ -59,16 +67,18 @@ pub(super) fn parts(
     update: &FoundUpdate,
     group: &[usize],
     own: &[usize],
-) -> Result<FoundParts, String> {
+) -> Result<FoundParts, Whole> {
     let search = Search { flow, graph: flow.graph, forbidden: forbidden(flow, group, own) };
     let (base, step, subtracted) = match &update.form {
         Form::Add(u) => (vec![(update.old, false)], *u, false),
         Form::Subtract(u) => (vec![(update.old, false)], *u, true),
         Form::Difference(reason) => {
             let (inside, _) = strip_guards(flow.graph, update.new, update.old);
-            let (terms, step, subtracted) = search.split(flow.graph.through_conversions(inside));
+            let sum = flow.graph.through_conversions(inside);
+            let (terms, step, subtracted) = search.split(sum);
             if terms.is_empty() {
-                return Err(format!("its update cannot be taken apart: {reason}"));
+                let reason = format!("its update cannot be taken apart: {reason}");
+                return Err(Whole { reason, computed_apart: !plain(flow.graph, sum) });
             }
             (terms, step, subtracted)
         }
@@ -77,7 +87,8 @@ pub(super) fn parts(
     let (decay, term, negative) = search.split(outer.rest);
     let mut inner = search.peel(term);
     if !plain(flow.graph, inner.rest) {
-        return Err("its update is computed inside a branch or a loop".to_owned());
+        let reason = "its update is computed inside a branch or a loop".to_owned();
+        return Err(Whole { reason, computed_apart: true });
     }
     outer.negative = outer.negative != subtracted;
     inner.negative = inner.negative != negative;
