@@ -203,11 +203,7 @@ pub(crate) fn summed(
 }
 
 /// p' - p of an update, in a wide type, for another reader than the step's own.
-pub(crate) fn update_of(
-    b: &mut Builder<'_>,
-    update: &Update,
-    wide: PrimitiveType,
-) -> Result<InstructionId, PassError> {
+pub(crate) fn update_of(b: &mut Builder<'_>, update: &Update, wide: PrimitiveType) -> Result<InstructionId, PassError> {
     let (u, negative) = match update.form {
         UpdateForm::Add { u } => (u, false),
         UpdateForm::Subtract { u } => (u, true),

@@ -13,8 +13,8 @@ use common::{Array, Compiled, Contraction, Random};
 use controlled::Controlled;
 use hlo::Module;
 use nalgebra::DMatrix;
-use passes::policy::{SpectralDtype, SpectralPolicy};
 use passes::discover::discover;
+use passes::policy::{SpectralDtype, SpectralPolicy};
 use passes::spectral::{COEFFICIENTS, MatrixStyle, classify, standalone};
 use passes::{InjectOptions, Policy};
 
@@ -461,7 +461,13 @@ fn each_tensor_of_the_corpus_has_its_class() {
     assert_eq!(classes("mesh_jit"), classes("mlp_adam"));
     assert_eq!(classes("rnn_rmsprop")[2..], ["wh: matrix 16 x 16", "wo: head 16 x 16", "wx: matrix 8 x 16"]);
     let convolutions = classes("cnn_trainstate_adamw_clip");
-    assert_eq!([&convolutions[3], &convolutions[5], &convolutions[7]], ["kernel: kernel", "kernel: kernel", "kernel: head 32 x 10"]);
+    assert_eq!(
+        [&convolutions[3], &convolutions[5], &convolutions[7]],
+        ["kernel: kernel", "kernel: kernel", "kernel: head 32 x 10"]
+    );
     let tied = classes("gpttied_unroll_adamw");
-    assert!(tied.contains(&"emb: embedding 32 x 16".to_owned()) && !tied.iter().any(|told| told.contains("head")), "{tied:?}");
+    assert!(
+        tied.contains(&"emb: embedding 32 x 16".to_owned()) && !tied.iter().any(|told| told.contains("head")),
+        "{tied:?}"
+    );
 }

@@ -56,9 +56,5 @@ fn moment_of(flow: &Flow<'_, '_>, momentum: &Momentum) -> Result<NodeId, String>
     let state = flow.states.iter().find(|s| s.pair.input == momentum.input);
     let state = state.ok_or_else(|| "its first moment is no state of the step".to_owned())?;
     let (inside, _) = strip_guards(flow.graph, state.new, state.old);
-    if plain(flow.graph, inside) {
-        Ok(inside)
-    } else {
-        Err("its first moment is computed inside a branch".to_owned())
-    }
+    if plain(flow.graph, inside) { Ok(inside) } else { Err("its first moment is computed inside a branch".to_owned()) }
 }

@@ -28,7 +28,8 @@ pub use numbers::forgetting_rate;
 use numbers::policy_numbers;
 pub(crate) use numbers::{
     BACKOFF_LOG, MICRO_BELOW, MICRO_FACTOR, MOMENTUM, MOMENTUM_CAP, MOMENTUM_SCALE, MOMENTUM_TENSORS, SPECTRAL_ALPHA,
-    SPECTRAL_ENTROPY, SPECTRAL_K, SPECTRAL_TARGET, SWITCH_RATE, TEMPERATURE, TENSOR_LOG_MAX, TENSOR_MOMENTUM_LOG_MAX, TENSOR_SCALES, micro_numbers,
+    SPECTRAL_ENTROPY, SPECTRAL_K, SPECTRAL_TARGET, SWITCH_RATE, TEMPERATURE, TENSOR_LOG_MAX, TENSOR_MOMENTUM_LOG_MAX,
+    TENSOR_SCALES, micro_numbers,
 };
 pub use structure::{LawStructure, SpectralStructure, StepFacts, SwitchStructure, TensorSpectral, TensorSwitch};
 
@@ -282,15 +283,8 @@ impl ControllerLayout {
         let switch = SwitchStructure::of(policy);
         let spectral = SpectralStructure::of(policy);
         let mut numbers = Fields(Vec::new());
-        let values = policy_numbers(
-            laws,
-            rollback,
-            switch.is_some(),
-            spectral.is_some(),
-            scaled_momentum,
-            &tensors,
-            policy,
-        )?;
+        let values =
+            policy_numbers(laws, rollback, switch.is_some(), spectral.is_some(), scaled_momentum, &tensors, policy)?;
         for (name, values) in values {
             numbers.push(name, values.len(), values.first().copied().unwrap_or_default());
         }

@@ -49,10 +49,8 @@ const SWITCH_FIELDS: &[(&str, PolicyGetter)] = &[
 ];
 
 /// Those of updates whose singular values are made equal; off is a share of 0.
-const SPECTRAL_FIELDS: &[(&str, PolicyGetter)] = &[
-    (SPECTRAL_ALPHA, |p| only_if(p.spectral.enabled, p.spectral.alpha)),
-    (SPECTRAL_TARGET, |p| p.spectral.target),
-];
+const SPECTRAL_FIELDS: &[(&str, PolicyGetter)] =
+    &[(SPECTRAL_ALPHA, |p| only_if(p.spectral.enabled, p.spectral.alpha)), (SPECTRAL_TARGET, |p| p.spectral.target)];
 
 /// Those of a rollback to a snapshot; a patience of 0 is never exceeded.
 const ROLLBACK_FIELDS: &[(&str, PolicyGetter)] = &[

@@ -181,7 +181,8 @@ mod tests {
 
     #[test]
     fn patterns_say_what_is_different() {
-        let text = "[spectral.tensors]\n\"*['qkv']\" = { split = 3, axis = 1 }\n\"*['wte']\" = { enabled = true, k = 2.0 }";
+        let text =
+            "[spectral.tensors]\n\"*['qkv']\" = { split = 3, axis = 1 }\n\"*['wte']\" = { enabled = true, k = 2.0 }";
         let policy = Policy::parse(text).unwrap();
         let said = policy.spectral_tensors(["p['qkv']", "p['wte']", "p['b']"]).unwrap();
         assert_eq!(said[0], SpectralTensor { split: Some(3), axis: Some(1), ..Default::default() });

@@ -217,7 +217,11 @@ impl Uses {
             return found(TensorClass::Kernel, format!("{convolution} convolves with it"));
         }
         let Some(first) = self.products.first() else {
-            return Classified { class: TensorClass::NoMatrix, reason: "it enters no product".to_owned(), matrices: None };
+            return Classified {
+                class: TensorClass::NoMatrix,
+                reason: "it enters no product".to_owned(),
+                matrices: None,
+            };
         };
         if let Some(head) = self.products.iter().find(|product| last.contains(&product.place)) {
             let reason = format!("the loss has no product with a parameter behind {}", named(head.place));
@@ -225,7 +229,9 @@ impl Uses {
         }
         let product = named(first.place);
         match matrices {
-            Some(several) if several.count > 1 => found(TensorClass::Stack, format!("{product} multiplies by one of them")),
+            Some(several) if several.count > 1 => {
+                found(TensorClass::Stack, format!("{product} multiplies by one of them"))
+            }
             Some(_) => found(TensorClass::Matrix, format!("{product} multiplies by it")),
             None => {
                 let reason = format!("{product} multiplies by it, but its axes are not those of matrices in order");
@@ -269,7 +275,9 @@ fn regrouped(before: &[i64], after: &[i64], axes: &Axes) -> Axes {
         let mut along = Vec::new();
         let mut dims = Vec::new();
         loop {
-            if left <= right && let Some((&d, axes)) = old.next() {
+            if left <= right
+                && let Some((&d, axes)) = old.next()
+            {
                 left = left.saturating_mul(d);
                 along.extend(axes.iter().copied().filter(|_| d != 1));
             } else if let Some(&d) = new.next() {
@@ -295,8 +303,12 @@ fn product(place: Place, number: usize, dot: &Instruction, axes: &Axes) -> Optio
         _ => (&dimensions.rhs_contracting_dimensions, &dimensions.rhs_batch_dimensions),
     };
     let along = |chosen: &dyn Fn(i64) -> bool| -> Vec<usize> {
-        let mut found: Vec<usize> =
-            axes.iter().enumerate().filter(|(d, _)| chosen(*d as i64)).flat_map(|(_, axes)| axes.iter().copied()).collect();
+        let mut found: Vec<usize> = axes
+            .iter()
+            .enumerate()
+            .filter(|(d, _)| chosen(*d as i64))
+            .flat_map(|(_, axes)| axes.iter().copied())
+            .collect();
         found.sort_unstable();
         found.dedup();
         found

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use hlo::partitioning::Partitioning;
 use hlo::{Computation, ComputationId, Instruction, Module, Opcode, Shape};
 
 use crate::discover::trip_count;
@@ -12,7 +13,7 @@ use crate::layout::ControllerLayout;
 pub struct Cost {
     /// Of products and convolutions of the step without control; those of a loop as often as it runs.
     pub step: u64,
-    /// Of products of Newton-Schulz iterations.
+    /// Of products of Newton-Schulz iterations, on all devices of a mesh together.
     pub spectral: u64,
     /// Whether the step has loops that run nobody knows how often; they count once.
     pub unknown_loops: bool,
@@ -26,10 +27,12 @@ impl Cost {
         let (step, unknown_loops) = step_flops(module);
         let iterations = layout.spectral.map_or(0, |spectral| spectral.iterations);
         let matrices = layout.matrices.iter().filter_map(|tensor| tensor.matrices);
-        let each = matrices.map(|m| {
-            newton_schulz_flops(m.rows, m.columns, iterations).saturating_mul(m.count).saturating_mul(steps)
-        });
-        Self { step, spectral: each.fold(0, u64::saturating_add), unknown_loops }
+        let each = matrices
+            .map(|m| newton_schulz_flops(m.rows, m.columns, iterations).saturating_mul(m.count).saturating_mul(steps));
+        // A mesh divides the products of the step among its devices; each of them does all of the iterations.
+        let devices = Partitioning::of(module).ok().flatten().map_or(1, |found| found.partitions as u64);
+        let spectral = each.fold(0, u64::saturating_add).saturating_mul(devices.max(1));
+        Self { step, spectral, unknown_loops }
     }
 
     /// The added operations as a share of the step's.

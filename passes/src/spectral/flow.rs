@@ -152,9 +152,7 @@ impl<'m> Flow<'m> {
             let operand = match instruction.opcode {
                 Opcode::While => 0,
                 Opcode::Call => number,
-                Opcode::Conditional => {
-                    1 + instruction.called.iter().position(|&c| c == place.computation).unwrap_or(0)
-                }
+                Opcode::Conditional => 1 + instruction.called.iter().position(|&c| c == place.computation).unwrap_or(0),
                 _ => continue,
             };
             if let Some(&operand) = instruction.operands.get(operand) {

@@ -105,7 +105,8 @@ pub(super) fn split(dims: &[i64], whole: Matrices, said: SpectralTensor) -> Resu
         return Err(format!("axis {axis} of {dims:?} cannot be split into {parts} (`spectral.tensors`)"));
     }
     let of_rows = axis < whole.leading + whole.row_axes;
-    let (rows, columns) = if of_rows { (whole.rows / parts, whole.columns) } else { (whole.rows, whole.columns / parts) };
+    let (rows, columns) =
+        if of_rows { (whole.rows / parts, whole.columns) } else { (whole.rows, whole.columns / parts) };
     Ok(Matrices { count: whole.count.saturating_mul(parts), rows, columns, ..whole })
 }
 
