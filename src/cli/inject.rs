@@ -18,10 +18,11 @@ use crate::policy_file;
 use crate::target::Target;
 use crate::verify;
 use indicatif::HumanBytes;
-use passes::ControllerLayout;
 use passes::layout::ArrayKind;
 use passes::policy::GroupPolicy;
+use passes::policy::SpectralWork;
 use passes::spectral::{Cost, TensorClass};
+use passes::{ControllerLayout, Replicas};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -104,7 +105,8 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
     let controlled = injected.manifest.controller.as_ref().map_or(0, |c| c.layout.tensors.len());
     let snapshot_cost = injected.manifest.controller.as_ref().map_or(String::new(), |c| snapshot_cost(&c.layout));
     let groups = injected.manifest.controller.as_ref().map_or(Ok(String::new()), groups)?;
-    let spectral = injected.manifest.controller.as_ref().map(|c| spectral(&model, &c.layout)).unwrap_or_default();
+    let spectral =
+        injected.manifest.controller.as_ref().map(|c| spectral(&model, &c.layout, replicas)).unwrap_or_default();
     match &model {
         Model::Bundle(_) => fused.save(&arguments.output)?,
         Model::Bare { .. } => save_bare(fused, &arguments.output)?,
@@ -138,7 +140,7 @@ pub(super) fn snapshot_cost(layout: &ControllerLayout) -> String {
 const DEAR: f64 = 0.05;
 
 /// Which updates get equal singular values, which are left alone and why, and what it costs; empty where none do.
-fn spectral(model: &Model, layout: &ControllerLayout) -> String {
+fn spectral(model: &Model, layout: &ControllerLayout, replicas: Option<Replicas>) -> String {
     let Some(structure) = layout.spectral else { return String::new() };
     let tensors = layout.tensors.iter().zip(&layout.matrices);
     let mut text = String::new();
@@ -169,6 +171,15 @@ fn spectral(model: &Model, layout: &ControllerLayout) -> String {
          operations of the step's products (from shapes{loops})\n",
         structure.iterations
     );
+    if let (Some(replicas), SpectralWork::Share) = (replicas, structure.replicas) {
+        let elements =
+            layout.matrices.iter().filter_map(|m| m.matrices).map(|m| m.count * m.rows * m.columns).sum::<u64>();
+        told += &format!(
+            "spectral: each of {} replicas does its share and is sent the rest: about {} by all-gather in each step\n",
+            replicas.count,
+            HumanBytes(elements.saturating_mul(4))
+        );
+    }
     if cost.share() > DEAR {
         told += &format!(
             "warning: that is more than {:.0}%; larger batches, fewer `spectral.iterations` or fewer tensors cost less\n",

@@ -465,6 +465,7 @@ impl ControllerLayout {
         structure("spectral.iterations", injected.iterations.to_string(), wanted.iterations.to_string())?;
         structure("spectral.dtype", injected.dtype.name().to_owned(), wanted.dtype.name().to_owned())?;
         structure("spectral.min_side", injected.min_side.to_string(), wanted.min_side.to_string())?;
+        structure("spectral.replicas", injected.replicas.name().to_owned(), wanted.replicas.name().to_owned())?;
         let said = policy.spectral_tensors(self.tensors.iter().map(|t| t.name.as_str()))?;
         let told = |name: &str, said: SpectralTensor| format!("{name}: {said}");
         for ((tensor, was), said) in self.tensors.iter().zip(&self.matrices).zip(said) {

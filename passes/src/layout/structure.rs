@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{Policy, SpectralDtype, SpectralTensor, SwitchRate, Timing, Trigger};
+use crate::policy::{Policy, SpectralDtype, SpectralPolicy, SpectralTensor, SpectralWork, SwitchRate, Timing, Trigger};
 use crate::spectral::{Matrices, TensorClass};
 
 /// Which laws an injected module has.
@@ -103,13 +103,15 @@ pub struct SpectralStructure {
     pub dtype: SpectralDtype,
     /// Matrices with a shorter side are left alone.
     pub min_side: u32,
+    /// Who does the work where several replicas train together.
+    pub replicas: SpectralWork,
 }
 
 impl SpectralStructure {
     pub(super) fn of(policy: &Policy) -> Option<Self> {
         let spectral = &policy.spectral;
-        let (iterations, dtype, min_side) = (spectral.iterations, spectral.dtype, spectral.min_side);
-        spectral.enabled.then_some(Self { iterations, dtype, min_side })
+        let &SpectralPolicy { iterations, dtype, min_side, replicas, .. } = spectral;
+        spectral.enabled.then_some(Self { iterations, dtype, min_side, replicas })
     }
 }
 

@@ -31,7 +31,7 @@ pub use momentum::MomentumPolicy;
 pub use pattern::Pattern;
 pub use replicas::{EntropyOf, OnMismatch, ReplicasPolicy};
 pub use rollback::{RollbackKind, RollbackPolicy};
-pub use spectral::{SpectralDtype, SpectralPolicy, SpectralTensor};
+pub use spectral::{SpectralDtype, SpectralPolicy, SpectralTensor, SpectralWork};
 pub use switch::{SwitchPolicy, SwitchRate, Trigger};
 
 /// The version of the policy format that this crate reads and writes.

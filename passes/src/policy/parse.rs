@@ -76,7 +76,7 @@ const SCHEMA: Table = Table {
         (
             "spectral",
             Table {
-                keys: &["enabled", "k", "alpha", "target", "iterations", "dtype", "min_side"],
+                keys: &["enabled", "k", "alpha", "target", "iterations", "dtype", "min_side", "replicas"],
                 tables: &[("tensors", OPEN)],
                 open: false,
             },

@@ -25,6 +25,8 @@ pub struct SpectralPolicy {
     pub dtype: SpectralDtype,
     /// Matrices with a shorter side are left alone. Structure.
     pub min_side: u32,
+    /// Who does the work where several replicas train together. Structure.
+    pub replicas: SpectralWork,
     /// What is different for some tensors, by tree-path pattern.
     pub tensors: BTreeMap<String, SpectralTensor>,
 }
@@ -37,6 +39,16 @@ pub enum SpectralDtype {
     F32,
     /// 8 bits of precision, as Muon does it on accelerators.
     Bf16,
+}
+
+/// Who makes singular values equal where several replicas train together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SpectralWork {
+    /// Each replica does all of it; nothing is sent.
+    Each,
+    /// Each does its share of the matrices and is sent the others.
+    Share,
 }
 
 /// What is different for some tensors.
@@ -68,6 +80,7 @@ impl Default for SpectralPolicy {
             iterations: 5,
             dtype: SpectralDtype::F32,
             min_side: 16,
+            replicas: SpectralWork::Each,
             tensors: BTreeMap::new(),
         }
     }
@@ -80,6 +93,17 @@ impl SpectralDtype {
         match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+        }
+    }
+}
+
+impl SpectralWork {
+    /// As in a policy.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Each => "each",
+            Self::Share => "share",
         }
     }
 }
@@ -167,6 +191,7 @@ mod tests {
             ("[spectral]\niterations = 2", "`spectral.iterations` is 2 in the policy; it must be from 3 to 5"),
             ("[spectral]\niterations = 6", "from 3 to 5"),
             ("[spectral]\ndtype = \"f16\"", "bf16"),
+            ("[spectral]\nreplicas = \"all\"", "share"),
             ("[spectral]\nmin_side = 1", "spectral.min_side"),
             ("[spectral]\nmix = 1.0", "there is no key `spectral.mix`"),
             ("[spectral.tensors]\n\"*\" = { split = 0 }", "`spectral.tensors.\"*\".split` is 0"),

@@ -3,7 +3,7 @@
 //! Matrices come as stacks f32\[c, m, n\], and what there is one of for each matrix as f32\[c\].
 
 use hlo::build::{BuildError, Builder, Built, ComparisonDirection};
-use hlo::proto::{DotDimensionNumbers, HloInstructionProto, PrecisionConfig};
+use hlo::proto::{DotDimensionNumbers, HloInstructionProto, PrecisionConfig, ReplicaGroup};
 use hlo::{ComputationId, InstructionId, Module, Opcode, PrimitiveType, Shape};
 
 use crate::policy::SpectralDtype;
@@ -302,6 +302,49 @@ impl<'m> Emitter<'m> {
         let x = self.b.convert(x, element_type)?;
         let y = self.b.convert(y, element_type)?;
         self.b.emit_with(Opcode::Dot, &[x, y], stated, attributes, Vec::new())
+    }
+
+    /// [`equalise`](Self::equalise), each of so many replicas doing its share of the matrices and sending it to all others.
+    ///
+    /// What a replica is sent are the bits that another one made, so that all of them hold the same.
+    pub(super) fn equalise_shared(&mut self, unit: InstructionId, replicas: i64) -> Result<Equalised, BuildError> {
+        let dims = self.b.shape(unit)?.dims().to_vec();
+        let &[count, rows, columns] = dims.as_slice() else {
+            return Err(BuildError::NotInferable { opcode: Opcode::Dot });
+        };
+        let replicas = replicas.max(1);
+        let own = (count + replicas - 1) / replicas;
+        let padded = if own * replicas == count {
+            unit
+        } else {
+            let stated = Shape::array(PrimitiveType::F32, &[own * replicas - count, rows, columns]);
+            let none = HloInstructionProto::default();
+            let zeros = self.b.emit_with(Opcode::Broadcast, &[self.zero], stated, none, Vec::new())?;
+            self.b.concatenate(&[unit, zeros], 0)?
+        };
+        let replica = self.b.replica_id()?;
+        let each = self.b.constant(PrimitiveType::U32, own as f64)?;
+        let start = self.b.multiply(replica, each)?;
+        let first = self.b.constant(PrimitiveType::U32, 0.0)?;
+        let share = self.b.dynamic_slice(padded, &[start, first, first], &[own, rows, columns])?;
+        let made = self.equalise(share)?;
+        let all = Equalised {
+            matrices: self.gather(made.matrices, replicas)?,
+            entropy: self.gather(made.entropy, replicas)?,
+        };
+        self.part(all, 0, count)
+    }
+
+    /// What all replicas have, one after the other along the first dimension.
+    fn gather(&mut self, x: InstructionId, replicas: i64) -> Built {
+        let shape = self.b.shape(x)?;
+        let mut dims = shape.dims().to_vec();
+        if let Some(first) = dims.first_mut() {
+            *first *= replicas;
+        }
+        let group = ReplicaGroup { replica_ids: (0..replicas).collect(), ..Default::default() };
+        let attributes = HloInstructionProto { dimensions: vec![0], replica_groups: vec![group], ..Default::default() };
+        self.b.emit_with(Opcode::AllGather, &[x], Shape::array(shape.element_type(), &dims), attributes, Vec::new())
     }
 
     /// Several stacks of matrices of one size as one.

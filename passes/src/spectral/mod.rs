@@ -44,7 +44,7 @@ use crate::layout::{
     ControllerLayout, NONE, SPECTRAL_ALPHA, SPECTRAL_ENTROPY, SPECTRAL_K, SPECTRAL_TARGET, TensorSpectral,
 };
 use crate::pass::{Changed, Context, Pass, PassError};
-use crate::policy::{Policy, SpectralPolicy};
+use crate::policy::{Policy, SpectralPolicy, SpectralWork};
 use crate::step::{DirectionStatus, Parameter, PartsStatus, Update, UpdateForm, UpdateParts, Value};
 use crate::values::{materialise, own_copy, product, readers, summed, times, update_of, wide_type};
 
@@ -135,7 +135,8 @@ impl Spectral {
             let unit = e.unit(stack)?;
             treated.push(Treated { number, parameter, short, planned, matrices, stack, unit, new, targets });
         }
-        let made = self.equalise(&mut e, &treated)?;
+        let sharing = context.replicas.filter(|_| spectral.replicas == SpectralWork::Share);
+        let made = self.equalise(&mut e, &treated, sharing.map(|replicas| i64::from(replicas.count.get())))?;
         let mut told: Vec<Option<(Mixed, f32)>> = vec![None; updates.len()];
         let mut replacements = HashMap::new();
         for (tensor, made) in treated.iter().zip(made) {
@@ -159,8 +160,15 @@ impl Spectral {
         Ok((replacements, keep, updates, telemetry))
     }
 
-    /// Newton-Schulz on all stacks, in order; those of one size together where that is the style.
-    fn equalise(&self, e: &mut Emitter<'_>, treated: &[Treated<'_>]) -> Result<Vec<Equalised>, PassError> {
+    /// Newton-Schulz on all stacks, in order; those of one size together where that is the style, or where replicas share
+    /// the work.
+    fn equalise(
+        &self,
+        e: &mut Emitter<'_>,
+        treated: &[Treated<'_>],
+        sharing: Option<i64>,
+    ) -> Result<Vec<Equalised>, PassError> {
+        let together = self.style == MatrixStyle::Together || sharing.is_some();
         let mut groups: Vec<Vec<usize>> = Vec::new();
         let of = |index: &usize| treated.get(*index).map(|t| t.matrices);
         let elements = |m: Matrices| m.count.saturating_mul(m.rows).saturating_mul(m.columns);
@@ -170,7 +178,7 @@ impl Spectral {
                 let members = group.iter().filter_map(of);
                 let alike = members.clone().all(|m| (m.rows, m.columns) == size);
                 let sum = members.map(elements).fold(elements(tensor.matrices), u64::saturating_add);
-                self.style == MatrixStyle::Together && alike && sum <= MOST_TOGETHER
+                together && alike && sum <= MOST_TOGETHER
             };
             match groups.iter_mut().find(fits) {
                 Some(group) => group.push(index),
@@ -185,7 +193,10 @@ impl Spectral {
             scope(&mut e.b, first.parameter, &format!("{}{and}", first.short));
             let units: Vec<InstructionId> = members.iter().map(|t| t.unit.matrices).collect();
             let together = e.together(&units)?;
-            let all = e.equalise(together)?;
+            let all = match sharing {
+                Some(replicas) => e.equalise_shared(together, replicas)?,
+                None => e.equalise(together)?,
+            };
             let mut start = 0;
             for (index, member) in group.iter().zip(&members) {
                 let end = start + member.matrices.count as i64;
