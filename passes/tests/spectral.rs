@@ -330,7 +330,9 @@ fn matrices_of_one_size_together_are_the_same_as_each_by_itself() {
     let case = corpus::case("gptunroll_lion");
     let run = |matrices| {
         let options = InjectOptions { matrices, ..Default::default() };
-        let policy = policy("k = 2.0");
+        // The three matrices of one size that layers' outputs have.
+        let only = "[spectral.tensors]\n\"*\" = { enabled = false }\n\"*['o']\" = { enabled = true }";
+        let policy = policy(&format!("k = 2.0\niterations = 3\n{only}"));
         let mut step = Controlled::emitted(&case.module, &policy, options, Contraction::Indifferent).unwrap();
         let outputs = step.run(&case.inputs);
         (outputs, step.told().spectral.clone().unwrap())
@@ -352,22 +354,12 @@ fn every_optimizer_s_update_is_treated() {
     for name in [
         "mlp_adam",
         "mlp_sgd",
-        "mlp_sgdm",
         "mlp_nesterov",
-        "mlp_rmsprop",
         "mlp_adafactor",
-        "mlp_agc",
         "mlp_hand_adam",
-        "mlp_inject",
         "mlp_apply_if_finite",
-        "mlp_fp16_lossscale",
         "mlp_bf16params_master",
-        "mlp_bf16compute_adamw",
         "mlp_lamb",
-        "ema_params",
-        "nodonate_adam",
-        "permuted_outputs",
-        "multistep_loop",
     ] {
         let case = corpus::case(name);
         let mut step =
@@ -377,11 +369,6 @@ fn every_optimizer_s_update_is_treated() {
         let treated = step.step.controlled().zip(&step.layout.matrices).filter(|(_, m)| m.matrices.is_some());
         let treated: Vec<_> = treated.map(|((parameter, _), _)| parameter).collect();
         assert_eq!(treated.len(), 1, "{name}");
-        if name == "multistep_loop" {
-            // Later steps of a launch start from other values.
-            assert!(step.told().spectral.as_ref().unwrap().entropy.is_some());
-            continue;
-        }
         let (input, parameter) = (treated[0].master.unwrap_or(treated[0].input), treated[0]);
         let output = step.step.state(input).unwrap().output;
         let dims = parameter.shape.dims();
@@ -475,7 +462,7 @@ fn each_tensor_of_the_corpus_has_its_class() {
 
 #[test]
 fn a_share_of_0_leaves_every_bit_alone() {
-    for name in ["mlp_adamw_clip", "mlp_sgdm", "mlp_hand_adam", "mlp_bf16params_master", "gptscan_adamw_clip"] {
+    for name in ["mlp_adamw_clip", "mlp_hand_adam", "mlp_bf16params_master", "gptscan_adamw_clip"] {
         let case = corpus::case(name);
         let plain = Compiled::with(&case.module, Contraction::Impossible);
         let policy = policy("alpha = 0.0\niterations = 3");
@@ -529,6 +516,20 @@ fn structure_stays_and_numbers_may_change() {
         .policy_vector(&policy("k = 3.0\nalpha = 0.5\ntarget = 0.9\n[spectral.tensors]\n\"p\" = { k = 2.0 }"))
         .unwrap();
     layout.policy_vector(&Policy::monitor()).unwrap();
+    // In the body of a loop over steps as anywhere else.
+    let looped = inject(&mut corpus::module("multistep_loop"), &policy(""), InjectOptions::default()).unwrap().layout;
+    assert_eq!(looped.matrices.iter().filter(|m| m.matrices.is_some()).count(), 1);
+}
+
+#[test]
+fn what_is_emitted_is_as_it_was() {
+    let module = standalone([1, 16, 24], &SpectralPolicy { iterations: 3, ..Default::default() }).unwrap();
+    let mut settings = insta::Settings::clone_current();
+    settings.set_snapshot_path("../../snapshots");
+    settings.set_prepend_module_to_snapshot(false);
+    settings.set_omit_expression(true);
+    let text = hlo::text::print(&module, hlo::text::Preset::Snapshot);
+    settings.bind(|| insta::assert_snapshot!("spectral-alone", text));
 }
 
 #[test]
