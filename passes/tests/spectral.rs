@@ -305,6 +305,23 @@ fn numbers_can_be_changed_and_scales_scale_what_was_chosen() {
 }
 
 #[test]
+fn laws_see_the_entropies_of_the_last_applied_step() {
+    let text = "[laws]\nsignal = \"spectral\"\n[laws.micro]\nenabled = true\nmin_elements = 1";
+    let laws = Policy::parse(&format!("[spectral]\nenabled = true\n{text}")).unwrap().laws;
+    let mut controlled = Controlled::new(&step(), &Policy { laws, ..policy("alpha = 0.0") }).unwrap();
+    let first = inputs(1.0);
+    controlled.run(&first);
+    let told = controlled.told().clone();
+    // Nothing has been told before the first step, and what that told is what the second one follows.
+    assert_eq!((told.tensors[0].smoothed, told.global.smoothed), (None, None));
+    controlled.run(&first);
+    let spectral = told.spectral.unwrap();
+    let second = controlled.told();
+    assert_eq!((second.tensors[0].smoothed, second.tensors[1].smoothed), (spectral.tensors[0], None));
+    assert_eq!(second.global.smoothed, spectral.entropy);
+}
+
+#[test]
 fn what_is_not_finite_or_zero_is_the_plain_step_bit_for_bit() {
     let mut odd = inputs(1.0);
     odd[4] = Array::f32(&[8, 16], &[f32::NAN; 128]);

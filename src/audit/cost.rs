@@ -72,11 +72,10 @@ pub(super) fn flops(module: &Module, within: &Computation, kernel: &Instruction)
     }
 }
 
-/// Floating-point operations of the products of one launch of `kernel` whose `op_name` begins so.
-pub(super) fn product_flops(module: &Module, within: &Computation, kernel: &Instruction, op_name: &str) -> u64 {
+/// Floating-point operations of the products and convolutions of one launch of `kernel`.
+pub(super) fn product_flops(module: &Module, within: &Computation, kernel: &Instruction) -> u64 {
     match fused(module, kernel) {
-        Some(body) => body.instructions().map(|(_, i)| product_flops(module, body, i, op_name)).sum_saturating(),
-        None if !kernel.op_name().starts_with(op_name) => 0,
+        Some(body) => body.instructions().map(|(_, i)| product_flops(module, body, i)).sum_saturating(),
         None if matches!(kernel.opcode, Opcode::Dot | Opcode::Convolution | Opcode::CustomCall) => {
             flops_of(within, kernel)
         }

@@ -17,9 +17,6 @@ use crate::target::Platform;
 /// The prefix of the `op_name` of everything that injection puts into a step.
 const CONTROLLER: &str = "entropic/";
 
-/// That of products that make singular values of updates equal.
-const SPECTRAL: &str = "entropic/spectral/";
-
 /// The kinds of kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -75,8 +72,8 @@ pub struct Kernel {
     pub main_memory_bytes: u64,
     /// Floating-point operations of one launch, as far as shapes tell.
     pub flops: u64,
-    /// Those of them that make singular values of updates equal: of products alone.
-    pub spectral_flops: u64,
+    /// Those of them that are of products and convolutions.
+    pub product_flops: u64,
     /// What it does apart from the controller: equal for the same kernel of two compilations.
     #[serde(skip)]
     pub signature: Vec<String>,
@@ -282,7 +279,7 @@ impl Walk<'_> {
             bytes,
             main_memory_bytes,
             flops,
-            spectral_flops: cost::product_flops(self.module, within, i, SPECTRAL),
+            product_flops: cost::product_flops(self.module, within, i),
             signature,
         });
     }

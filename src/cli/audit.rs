@@ -206,16 +206,17 @@ fn describe(audit: &Audit, steps: NonZeroU32) -> String {
     text
 }
 
-/// What making singular values of updates equal costs; empty where that is not done.
+/// What making singular values of updates equal costs, of which nothing else in control has products; empty where that is not
+/// done.
 #[allow(clippy::cast_precision_loss, reason = "figures of a report")]
 fn spectral(audit: &Audit) -> String {
-    let (counted, step) = (audit.injected.spectral_flops, audit.plain.flops_by_shapes);
+    let counted = audit.injected.product_flops.saturating_sub(audit.plain.product_flops);
     if counted == 0 {
         return String::new();
     }
-    let share = counted as f64 / step.max(1) as f64 * 100.0;
+    let share = counted as f64 / audit.plain.product_flops.max(1) as f64 * 100.0;
     let mut text = format!(
-        "spectral: {} in products, {share:.2}% of the plain step's operations, counted from the optimized module\n",
+        "spectral: control adds {} in products, {share:.2}% of those of the plain step, counted from the optimized modules\n",
         large(counted as f64, "FLOP")
     );
     if audit.counted_by == CountedBy::Compiler {

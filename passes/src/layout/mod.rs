@@ -22,7 +22,7 @@ use std::num::NonZeroU32;
 
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{EntropyOf, EntropyPolicy, Policy, PolicyError, SpectralTensor, Timing};
+use crate::policy::{EntropyOf, EntropyPolicy, Policy, PolicyError, Signal, SpectralTensor, Timing};
 
 pub use numbers::forgetting_rate;
 use numbers::policy_numbers;
@@ -324,6 +324,11 @@ impl ControllerLayout {
             }
         }
 
+        // The last of all: it is written behind control, where updates are known.
+        if laws.signal == Signal::Spectral {
+            state.push(SPECTRAL_ENTROPY, with_global, f64::from(NONE));
+        }
+
         let mut counters = Fields(Vec::new());
         let rollback_counters = if rollback { ROLLBACK_COUNTERS } else { &[] };
         let switch_counters = if switch.is_some() { SWITCH_COUNTERS } else { &[] };
@@ -420,6 +425,9 @@ impl ControllerLayout {
         if wanted.any() && wanted.timing != self.laws.timing {
             let name = |timing| if timing == Timing::Sync { "sync" } else { "delayed" };
             structure("laws.timing", &name(self.laws.timing), &name(wanted.timing))?;
+        }
+        if wanted.any() {
+            structure("laws.signal", &self.laws.signal.name(), &wanted.signal.name())?;
         }
         if !self.scaled_momentum && policy.scales_momentum() {
             structure("momentum", &"nothing scaled", &"scaled momentum")?;

@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{Policy, SpectralDtype, SpectralPolicy, SpectralTensor, SpectralWork, SwitchRate, Timing, Trigger};
+use crate::policy::{
+    Policy, Signal, SpectralDtype, SpectralPolicy, SpectralTensor, SpectralWork, SwitchRate, Timing, Trigger,
+};
 use crate::spectral::{Matrices, TensorClass};
 
 /// Which laws an injected module has.
@@ -16,6 +18,9 @@ pub struct LawStructure {
     pub pi: bool,
     /// Which entropy scales a step.
     pub timing: Timing,
+    /// Which entropies they act on.
+    #[serde(default)]
+    pub signal: Signal,
     /// Whether each tensor has a clamp of its own, since a group says so.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub clamps: bool,
@@ -35,6 +40,7 @@ impl LawStructure {
             rule: laws.rule.enabled,
             pi: laws.pi.enabled,
             timing: laws.timing,
+            signal: if laws.any() { laws.signal } else { Signal::Gradient },
             clamps: laws.any() && policy.groups_clamp(),
         }
     }

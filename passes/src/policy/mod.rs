@@ -26,7 +26,7 @@ use crate::step::StateClass;
 
 pub use entropy::{EntropyPolicy, Estimator, TemperatureUnit};
 pub use groups::{GroupPolicy, TensorLaws};
-pub use laws::{LawsPolicy, MicroPolicy, MicroTensor, PiPolicy, RulePolicy, Timing};
+pub use laws::{LawsPolicy, MicroPolicy, MicroTensor, PiPolicy, RulePolicy, Signal, Timing};
 pub use momentum::MomentumPolicy;
 pub use pattern::Pattern;
 pub use replicas::{EntropyOf, OnMismatch, ReplicasPolicy};
@@ -296,6 +296,18 @@ pub enum PolicyError {
         /// The trigger.
         trigger: &'static str,
     },
+    /// Laws that act on what is not measured.
+    #[error(
+        "`laws.signal` is \"spectral\" in the policy, and `spectral.enabled` is false, so that no update has a spectral entropy; \
+         enable it (with `spectral.alpha = 0.0` updates stay as they are), or set `laws.signal` to \"gradient\""
+    )]
+    SignalWithoutSpectral,
+    /// A gate that would compare the entropy of gradients with a target of another entropy.
+    #[error(
+        "`laws.signal` is \"spectral\" and `gate.entropy` is enabled in the policy: the gate compares the entropy of this \
+         step's gradient with the target, which would be that of spectral entropies; disable one of them"
+    )]
+    SignalWithEntropyGate,
     /// Updates of matrices to be treated in a step where none can be.
     #[error(
         "the policy makes singular values of updates equal, and no tensor of this step is treated:\n{}\n\
@@ -524,6 +536,14 @@ impl Policy {
         self.switch.validate(check)?;
         self.replicas.validate(check)?;
         self.groups.iter().try_for_each(|(name, group)| group.validate(name, check))?;
+        if self.laws.any() && self.laws.signal == Signal::Spectral {
+            if !self.spectral.enabled {
+                return Err(PolicyError::SignalWithoutSpectral);
+            }
+            if self.gate.entropy.enabled {
+                return Err(PolicyError::SignalWithEntropyGate);
+            }
+        }
         self.laws.validate(check)
     }
 
@@ -647,6 +667,9 @@ mod tests {
         check("[laws.rule]\nlow = 1.5", "`laws.rule.high` is 1.1 in the policy; it must be from laws.rule.low");
         check("[laws.rule]\nenabled = true\n[laws.pi]\nenabled = true", "disable one of them");
         check("[laws.pi]\nkp = -1.0", "from 0 to 100");
+        let signal = "[laws]\nsignal = \"spectral\"\n[laws.pi]\nenabled = true\n";
+        check(signal, "`spectral.enabled` is false");
+        check(&format!("{signal}[spectral]\nenabled = true\n[gate.entropy]\nenabled = true"), "disable one of them");
     }
 
     #[test]

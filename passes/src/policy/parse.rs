@@ -41,7 +41,7 @@ const SCHEMA: Table = Table {
         (
             "laws",
             Table {
-                keys: &["timing", "warmup", "max"],
+                keys: &["timing", "signal", "warmup", "max"],
                 tables: &[
                     (
                         "micro",

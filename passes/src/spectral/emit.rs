@@ -282,12 +282,16 @@ impl<'m> Emitter<'m> {
         let kept = |shape: &Shape, over: i64| shape.dims().get(if over == 1 { 2 } else { 1 }).copied().unwrap_or(0);
         let (first, second) = (self.b.shape(x)?, self.b.shape(y)?);
         let count = first.dims().first().copied().unwrap_or(0);
-        let stated = Shape::array(PrimitiveType::F32, &[count, kept(&first, over_x), kept(&second, over_y)]);
+        let dims = [count, kept(&first, over_x), kept(&second, over_y)];
+        // Compilers take a batch of one apart as well, and forget what the product is for when they do.
+        let alone = usize::from(count == 1);
+        let stated = Shape::array(PrimitiveType::F32, dims.get(alone..).unwrap_or_default());
+        let batch = if count == 1 { Vec::new() } else { vec![0] };
         let dimensions = DotDimensionNumbers {
-            lhs_contracting_dimensions: vec![over_x],
-            rhs_contracting_dimensions: vec![over_y],
-            lhs_batch_dimensions: vec![0],
-            rhs_batch_dimensions: vec![0],
+            lhs_contracting_dimensions: vec![over_x - alone as i64],
+            rhs_contracting_dimensions: vec![over_y - alone as i64],
+            lhs_batch_dimensions: batch.clone(),
+            rhs_batch_dimensions: batch,
             ..Default::default()
         };
         let element_type = match self.dtype {
@@ -301,7 +305,13 @@ impl<'m> Emitter<'m> {
         }
         let x = self.b.convert(x, element_type)?;
         let y = self.b.convert(y, element_type)?;
-        self.b.emit_with(Opcode::Dot, &[x, y], stated, attributes, Vec::new())
+        if count != 1 {
+            return self.b.emit_with(Opcode::Dot, &[x, y], stated, attributes, Vec::new());
+        }
+        let x = self.b.reshape(x, first.dims().get(1..).unwrap_or_default())?;
+        let y = self.b.reshape(y, second.dims().get(1..).unwrap_or_default())?;
+        let product = self.b.emit_with(Opcode::Dot, &[x, y], stated, attributes, Vec::new())?;
+        self.b.reshape(product, &dims)
     }
 
     /// [`equalise`](Self::equalise), each of so many replicas doing its share of the matrices and sending it to all others.

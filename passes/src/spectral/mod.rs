@@ -12,8 +12,9 @@
 //! becomes k times what it was. Weight decay is as it was. Where the update is computed in a branch or a loop, D = p' − p.
 //!
 //! The first Gram matrix of NS gives the **spectral entropy** of D for nothing: of the shares σ²/Σσ² of its singular values,
-//! the Rényi entropy of order 2 over its greatest value, −ln Σ(σ²/Σσ²)² / ln min(m, n). It is told in the telemetry, and a
-//! policy with a `target` below 1 moves each matrix as far as it is short of that.
+//! the Rényi entropy of order 2 over its greatest value, −ln Σ(σ²/Σσ²)² / ln min(m, n). It is told in the telemetry; a
+//! policy with a `target` below 1 moves each matrix as far as it is short of that; and laws act on it in the next step under
+//! `laws.signal = "spectral"`.
 //!
 //! A D that is zero or not finite, and one whose norm leaves f32 when it is multiplied by k, is left alone: the step's own p'
 //! is taken with all its bits, and what gates see is what they saw. All in f32, products in the policy's `dtype`.
@@ -39,7 +40,7 @@ pub use cost::{Cost, newton_schulz_flops, step_flops};
 pub use emit::COEFFICIENTS;
 use emit::{Emitter, Equalised, Mixed, Numbers, Unit};
 
-use crate::control::SwitchControl;
+use crate::control::{Controlled, SwitchControl};
 use crate::layout::{
     ControllerLayout, NONE, SPECTRAL_ALPHA, SPECTRAL_ENTROPY, SPECTRAL_K, SPECTRAL_TARGET, TensorSpectral,
 };
@@ -94,13 +95,13 @@ impl Pass for Spectral {
 
     fn run(&self, module: &mut Module, context: &mut Context) -> Result<Changed, PassError> {
         let planned = plan::plan(module, context.step()?, &self.policy)?;
-        let (replacements, keep, updates, telemetry) = self.emit(module, context, &planned)?;
+        let (replacements, keep, updates, [telemetry, state]) = self.emit(module, context, &planned)?;
         let entry = module.entry();
         module.replace_uses(entry, &replacements, &keep)?;
         module.sort(entry)?;
         context.updates = Some(updates);
         if let Some(control) = &mut context.control {
-            control.telemetry = telemetry;
+            (control.telemetry, control.state) = (telemetry, state);
         }
         if let Some(layout) = &mut context.layout {
             layout.matrices = planned;
@@ -109,7 +110,8 @@ impl Pass for Spectral {
     }
 }
 
-type Emitted = (HashMap<InstructionId, InstructionId>, HashSet<InstructionId>, Vec<Update>, InstructionId);
+/// What takes the place of what, what keeps the old, the updates, and telemetry and state with spectral entropies.
+type Emitted = (HashMap<InstructionId, InstructionId>, HashSet<InstructionId>, Vec<Update>, [InstructionId; 2]);
 
 impl Spectral {
     fn emit(&self, module: &mut Module, context: &Context, planned: &[TensorSpectral]) -> Result<Emitted, PassError> {
@@ -154,10 +156,13 @@ impl Spectral {
         }
         e.b.set_scope("entropic.spectral", "entropic/spectral");
         let entropies = e.tell(&told, NONE)?;
-        let telemetry = retold(&mut e.b, layout, control.telemetry, entropies)?;
+        let told = [
+            retold(&mut e.b, layout, control.telemetry, entropies)?,
+            remembered(&mut e.b, layout, control, entropies)?,
+        ];
         let entry = e.b.module().entry_computation();
         let keep = entry.order().iter().copied().filter(|id| id.index() >= before).collect();
-        Ok((replacements, keep, updates, telemetry))
+        Ok((replacements, keep, updates, told))
     }
 
     /// Newton-Schulz on all stacks, in order; those of one size together where that is the style, or where replicas share
@@ -391,6 +396,21 @@ fn retold(
     let field = field.ok_or_else(|| PassError::Stale { what: format!("the controller's field {SPECTRAL_ENTROPY}") })?;
     let before = b.slice_vector(telemetry, 0, field.offset as i64)?;
     Ok(b.named("entropic.telemetry").concatenate(&[before, entropies], 0)?)
+}
+
+/// The state with the spectral entropies of a step that is applied, where laws act on them.
+fn remembered(
+    b: &mut Builder<'_>,
+    layout: &ControllerLayout,
+    control: &Controlled,
+    entropies: InstructionId,
+) -> Result<InstructionId, PassError> {
+    let Some(field) = ControllerLayout::field(&layout.state, SPECTRAL_ENTROPY) else { return Ok(control.state) };
+    let (first, end) = (field.offset as i64, (field.offset + field.len) as i64);
+    let before = b.slice_vector(control.state, 0, first)?;
+    let old = b.slice_vector(control.state, first, end)?;
+    let new = b.select(control.applied, entropies, old)?;
+    Ok(b.named("entropic.new_state").concatenate(&[before, new], 0)?)
 }
 
 /// A module that makes singular values equal and nothing else: from a stack of matrices f32\[c, m, n\], α, target and k, f32\[\]

@@ -76,6 +76,9 @@ fn decide(
     if !hidden && !asked {
         return Err(format!("{}: {}", classified.class, classified.reason));
     }
+    if step.loss.is_none() && !asked {
+        return Err("no loss is recognised among the outputs, so that a head cannot be told from it".to_owned());
+    }
     let matrices = classified.matrices.or_else(|| Matrices::last_axes(dims));
     let matrices = matrices.ok_or_else(|| format!("{} is no matrix", parameter.shape))?;
     let matrices = split(dims, matrices, said)?;
