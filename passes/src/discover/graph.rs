@@ -101,7 +101,7 @@ type Loops = HashMap<(ComputationId, InstructionId), Vec<NodeId>>;
 const MAX_DEPTH: usize = 64;
 
 /// Custom calls that hand their operands through, as far as values are concerned.
-const TRANSPARENT: [&str; 8] = [
+pub(crate) const TRANSPARENT: [&str; 8] = [
     "Sharding",
     "SPMDFullToShardShape",
     "SPMDShardToFullShape",

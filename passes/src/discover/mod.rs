@@ -31,6 +31,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use hlo::{AliasKind, Instruction, Module, Opcode, Shape};
 
 pub use error::{DiscoverError, Refusal, RefusalKind};
+pub(crate) use graph::TRANSPARENT;
 pub use replicas::{DataCount, data_dependent_counts, varying_outputs};
 pub use trips::trip_count;
 

@@ -4,6 +4,8 @@ use std::collections::{HashMap, HashSet};
 
 use hlo::{Computation, ComputationId, Instruction, InstructionId, Module, Opcode, Shape};
 
+use crate::discover::TRANSPARENT;
+
 /// One array: a leaf of the value of an instruction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Place {
@@ -195,18 +197,9 @@ impl<'m> Flow<'m> {
     }
 }
 
-/// Custom calls that only say how arrays are split.
+/// Whether a custom call only says how arrays are split.
 fn hands_through(call: &Instruction) -> bool {
-    const TARGETS: [&str; 7] = [
-        "Sharding",
-        "SPMDFullToShardShape",
-        "SPMDShardToFullShape",
-        "xla.sdy.FuncResultSharding",
-        "xla.sdy.GlobalToLocalShape",
-        "xla.sdy.LocalToGlobalShape",
-        "annotate_device_placement",
-    ];
-    call.opcode == Opcode::CustomCall && TARGETS.contains(&call.attributes.custom_call_target.as_str())
+    call.opcode == Opcode::CustomCall && TRANSPARENT.contains(&call.attributes.custom_call_target.as_str())
 }
 
 /// The first leaf of a tuple's element, and how many it has.
