@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use passes::policy::ARTICLE_POLICY;
+use passes::policy::{ARTICLE_POLICY, SPECTRAL_POLICY};
 use passes::{Policy, PolicyError};
 use thiserror::Error;
 
@@ -11,7 +11,7 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 pub enum PolicyFileError {
     /// It cannot be read.
-    #[error("cannot read the policy {}: {source}; give a TOML file, or one of default, monitor, article", path.display())]
+    #[error("cannot read the policy {}: {source}; give a TOML file, or one of default, monitor, article, spectral", path.display())]
     Read {
         /// The file.
         path: PathBuf,
@@ -28,7 +28,7 @@ pub enum PolicyFileError {
     },
 }
 
-/// Reads a policy file. `default`, `monitor` and `article` are policies that come with the program, unless there is a file of
+/// Reads a policy file. `default`, `monitor`, `article` and `spectral` are policies that come with the program, unless there is a file of
 /// that name; the default policy is taken where there is no path.
 ///
 /// # Errors
@@ -42,6 +42,7 @@ pub fn open(path: Option<&Path>) -> Result<Policy, PolicyFileError> {
             Some("default") => return Ok(Policy::default()),
             Some("monitor") => return Ok(Policy::monitor()),
             Some("article") => return Policy::parse(ARTICLE_POLICY).map_err(failed),
+            Some("spectral") => return Policy::parse(SPECTRAL_POLICY).map_err(failed),
             _ => {}
         }
     }

@@ -10,6 +10,7 @@ use std::str::FromStr;
 use passes::InjectOptions;
 use passes::gate::PredicateStyle;
 use passes::measure_entropy::ReductionStyle;
+use passes::spectral::MatrixStyle;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -63,7 +64,8 @@ impl Platform {
             Self::Cuda => (ReductionStyle::Variadic, PredicateStyle::Shared),
             Self::Tpu => (ReductionStyle::Separate, PredicateStyle::Plain),
         };
-        InjectOptions { reduction, predicate, replicas: None }
+        let matrices = if self == Self::Cpu { MatrixStyle::Each } else { MatrixStyle::Together };
+        InjectOptions { reduction, predicate, matrices, replicas: None }
     }
 
     /// The known plugin for it.

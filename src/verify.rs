@@ -222,6 +222,7 @@ fn neutral_arrays(layout: &ControllerLayout, policy: &Policy) -> Result<Vec<Vec<
         laws: monitor.laws,
         rollback: monitor.rollback,
         switch: monitor.switch,
+        spectral: monitor.spectral,
         groups: monitor.groups,
         ..policy.clone()
     };

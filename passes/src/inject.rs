@@ -19,6 +19,7 @@ use crate::project_steps::ProjectSteps;
 use crate::rollback::Rollback;
 use crate::scale_momentum::ScaleMomentum;
 use crate::scale_updates::ScaleUpdates;
+use crate::spectral::{MatrixStyle, Spectral};
 use crate::step::TrainStep;
 use crate::switch_optimizer::SwitchOptimizer;
 
@@ -29,6 +30,8 @@ pub struct InjectOptions {
     pub reduction: ReductionStyle,
     /// How a gate's predicate reaches the states; a property of the target.
     pub predicate: PredicateStyle,
+    /// How products of matrices are emitted; a property of the target.
+    pub matrices: MatrixStyle,
     /// Replicas that train together, where a step of one device is to become data-parallel.
     pub replicas: Option<Replicas>,
 }
@@ -103,7 +106,12 @@ fn add_control(pipeline: Pipeline, policy: &Policy, options: InjectOptions) -> P
     let momentum =
         if policy.scales_momentum() { measured.with(ScaleMomentum { policy: policy.clone() }) } else { measured };
     let switched = if policy.switch.enabled { momentum.with(SwitchOptimizer) } else { momentum };
-    let scaled = if policy.scales() { switched.with(ScaleUpdates) } else { switched };
+    let equalised = if policy.spectral.enabled {
+        switched.with(Spectral { policy: policy.clone(), style: options.matrices })
+    } else {
+        switched
+    };
+    let scaled = if policy.scales() { equalised.with(ScaleUpdates) } else { equalised };
     let gated = scaled.with(Gate { policy: policy.clone(), predicate: options.predicate });
     let kept = if policy.rollback.keeps_snapshot() { gated.with(Rollback) } else { gated };
     kept.with(AppendState).with(LeaveBody).with(LeaveLoop)

@@ -35,6 +35,8 @@ pub mod scale_momentum;
 
 pub mod switch_optimizer;
 
+pub mod spectral;
+
 pub mod scale_updates;
 
 pub mod gate;

@@ -12,7 +12,7 @@
 //! A value that takes the place of an output of the step goes below its `FuncResultSharding`.
 
 use hlo::build::{Builder, Built};
-use hlo::partitioning::{Partitioner, Partitioning, RESULT_SHARDING, SHARDING, SHARDY_SHARDING, attribute};
+use hlo::partitioning::{Partitioner, Partitioning, RESULT_SHARDING, SHARDING, SHARDY_SHARDING, Tiles, attribute};
 use hlo::proto::frontend_attributes::Entry;
 use hlo::proto::op_sharding::Type;
 use hlo::proto::{HloInstructionProto, OpSharding};
@@ -47,6 +47,25 @@ pub(crate) fn split_input(module: &mut Module, id: InstructionId, of: Option<usi
         split.write(input.attributes_mut(), |text| format!("#sdy.sharding{text}"));
     }
     Ok(())
+}
+
+/// How an input is split over devices, in the partitioner's words; `None` where every device has all of it.
+pub(crate) fn split_of(module: &Module, input: usize) -> Option<String> {
+    let partitioning = split_over(module).ok().flatten()?;
+    let entry = module.entry_computation();
+    let parameter = entry.parameters().get(input).and_then(|&id| entry.get(id))?;
+    let shardy = attribute(parameter.attributes.frontend_attributes.as_option(), SHARDY_SHARDING);
+    if let Some(text) = shardy {
+        // Axes are named in quotes.
+        return text.contains('"').then(|| text.to_owned());
+    }
+    let sharding = parameter.attributes.sharding.as_option()?;
+    let tiles = Tiles::of(sharding, parameter.shape.rank(), partitioning.partitions);
+    match tiles {
+        Ok(tiles) if tiles.counts().iter().all(|&count| count == 1) => None,
+        Ok(tiles) => Some(format!("tiles {:?}", tiles.counts())),
+        Err(error) => Some(error.to_string()),
+    }
 }
 
 /// Appends an output that is split as the parameter `of` is, or not at all; returns its index.

@@ -79,7 +79,7 @@ impl ProjectSteps {
             SwitchRate::Nearest => direction.moment,
             SwitchRate::Swats => gradient.eff,
         };
-        let taken = materialise(&mut e.b, direction.value)?;
+        let taken = materialise(&mut e.b, direction.parts.value)?;
         let along = materialise(&mut e.b, along)?;
         let taken = wide(&mut e.b, taken)?;
         let along = wide(&mut e.b, along)?;
@@ -97,7 +97,7 @@ impl ProjectSteps {
 /// Refuses a direction of which devices may have different ones.
 fn refuse_own(module: &Module, context: &Context, tensor: &str, direction: &Direction) -> Result<(), PassError> {
     let Some(entered) = &context.entered else { return Ok(()) };
-    let values = [direction.value, direction.moment];
+    let values = [direction.parts.value, direction.moment];
     values.into_iter().try_for_each(|value| entered.refuse_own(module, tensor, value))
 }
 

@@ -67,6 +67,8 @@ pub struct Parameter {
     pub moments: Vec<Moment>,
     /// The coefficients of its first moments, or why there are none to scale.
     pub momentum: MomentumStatus,
+    /// Its update taken apart, or why it could not be.
+    pub parts: PartsStatus,
     /// Its update as a learning rate times a direction, or why it is none.
     pub direction: DirectionStatus,
     /// How sure discovery is.
@@ -342,23 +344,45 @@ pub enum DirectionStatus {
     },
 }
 
-/// A new value p' = `base` + `outer`·(`decay` + `inner`·`value`), where `value` is `buried` times the direction.
+/// Whether an update could be taken apart.
 #[derive(Debug, Clone)]
-pub struct Direction {
+pub enum PartsStatus {
+    /// It could.
+    Found(UpdateParts),
+    /// It could not. Not an error, unless a policy demands it.
+    Absent {
+        /// Why.
+        reason: String,
+        /// Whether that is only since it is computed elsewhere, in a branch or a loop: the difference of new and old value
+        /// is the update nevertheless.
+        computed_apart: bool,
+    },
+}
+
+/// A new value p' = `base` + `outer`·(`decay` + `inner`·`value`).
+#[derive(Debug, Clone)]
+pub struct UpdateParts {
     /// What the optimizer makes of the gradient, without learning rate and decoupled weight decay.
     pub value: Value,
-    /// Factors that are inside `value`, where they cannot be left out: those of the numerator of a quotient.
-    pub buried: Factors,
-    /// The new value of its first moment.
-    pub moment: Value,
     /// What the step is added to: the old value, or what is left of it after weight decay.
     pub base: Vec<Term>,
     /// Factors of the whole step: learning rate, schedule.
     pub outer: Factors,
     /// Decoupled weight decay, where it is inside those factors; often empty.
     pub decay: Vec<Term>,
-    /// Further factors of the direction alone.
+    /// Further factors of the value alone.
     pub inner: Factors,
+}
+
+/// The parts of an update, and the first moment that could take the place of its value.
+#[derive(Debug, Clone)]
+pub struct Direction {
+    /// The parts; their value is the direction.
+    pub parts: UpdateParts,
+    /// Factors that are inside the direction, where they cannot be left out: those of the numerator of a quotient.
+    pub buried: Factors,
+    /// The new value of its first moment.
+    pub moment: Value,
 }
 
 /// A product of numbers that no data decides.
@@ -570,13 +594,23 @@ impl Parameter {
             let coefficients = found.iter_mut().flat_map(|m| &mut m.coefficients);
             coefficients.flat_map(|c| [&mut c.decay, &mut c.complement]).flatten().for_each(visit);
         }
-        if let DirectionStatus::Found(direction) = &mut self.direction {
-            visit(&mut direction.value);
-            visit(&mut direction.moment);
-            direction.base.iter_mut().chain(&mut direction.decay).for_each(|term| visit(&mut term.value));
-            let factors = [&mut direction.buried, &mut direction.outer, &mut direction.inner];
-            factors.into_iter().flat_map(|f| &mut f.factors).for_each(|(_, value)| visit(value));
+        if let PartsStatus::Found(parts) = &mut self.parts {
+            parts.for_each_value(visit);
         }
+        if let DirectionStatus::Found(direction) = &mut self.direction {
+            direction.parts.for_each_value(visit);
+            visit(&mut direction.moment);
+            direction.buried.factors.iter_mut().for_each(|(_, value)| visit(value));
+        }
+    }
+}
+
+impl UpdateParts {
+    fn for_each_value(&mut self, visit: &dyn Fn(&mut Value)) {
+        visit(&mut self.value);
+        self.base.iter_mut().chain(&mut self.decay).for_each(|term| visit(&mut term.value));
+        let factors = [&mut self.outer, &mut self.inner];
+        factors.into_iter().flat_map(|f| &mut f.factors).for_each(|(_, value)| visit(value));
     }
 }
 

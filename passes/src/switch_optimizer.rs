@@ -12,16 +12,16 @@
 //! switch that has not happened leaves the step's bits alone. All states of the optimizer go on being computed, so that it
 //! can come back.
 //!
-//! It runs after `control` and before `scale-updates`, which scales whichever update was chosen.
+//! It runs after `control` and before `spectral` and `scale-updates`, which treat and scale whichever update was chosen.
 
 use std::collections::{HashMap, HashSet};
 
 use hlo::build::Builder;
-use hlo::{InstructionId, Module, Opcode, PrimitiveType};
+use hlo::{InstructionId, Module, PrimitiveType};
 
 use crate::pass::{Changed, Context, Pass, PassError};
-use crate::step::{Direction, DirectionStatus, Term, Update, UpdateForm, Value};
-use crate::values::{materialise, own_copy, product, readers, wide_type};
+use crate::step::{Direction, DirectionStatus, Update, UpdateForm, Value};
+use crate::values::{materialise, product, readers, summed, times, update_of, wide_type};
 
 /// The pass, see the module's documentation.
 #[derive(Debug, Clone, Copy, Default)]
@@ -57,11 +57,11 @@ impl Pass for SwitchOptimizer {
             let narrow = b.shape(new)?.element_type();
             let wide = wide_type(&b, &[old, new])?;
             let step = by_moment(&mut b, direction, rate, wide)?;
-            let moved = sum(&mut b, step, &direction.base, wide)?;
+            let moved = summed(&mut b, step, &direction.parts.base, wide)?;
             let narrowed = b.convert(moved, narrow)?;
             let chosen = b.named(&format!("entropic.switched.{short}")).select(by_sgd, narrowed, new)?;
             // What `scale-updates` scales; it goes unused, and away, where nothing is scaled.
-            let u = own_update(&mut b, update, wide)?;
+            let u = update_of(&mut b, update, wide)?;
             let wide_old = b.convert(old, wide)?;
             let by_step = b.subtract(moved, wide_old)?;
             let u = b.named(&format!("entropic.update.{short}")).select(by_sgd, by_step, u)?;
@@ -82,23 +82,6 @@ impl Pass for SwitchOptimizer {
     }
 }
 
-/// p' - p of the optimizer, in a wide type.
-fn own_update(b: &mut Builder<'_>, update: &Update, wide: PrimitiveType) -> Result<InstructionId, PassError> {
-    let (u, negative) = match update.form {
-        UpdateForm::Add { u } => (u, false),
-        UpdateForm::Subtract { u } => (u, true),
-        UpdateForm::Difference { .. } => {
-            let (new, old) = (materialise(b, update.new)?, materialise(b, update.old)?);
-            let (new, old) = (b.convert(new, wide)?, b.convert(old, wide)?);
-            return Ok(b.subtract(new, old)?);
-        }
-    };
-    let u = materialise(b, u)?;
-    let u = own_copy(b, u)?;
-    let u = b.convert(u, wide)?;
-    Ok(if negative { b.negate(u)? } else { u })
-}
-
 /// η·(w + ι·β·κ·m') in a wide type.
 fn by_moment(
     b: &mut Builder<'_>,
@@ -109,33 +92,15 @@ fn by_moment(
     let moment = materialise(b, direction.moment)?;
     let moment = b.convert(moment, wide)?;
     let mut rate = Some(b.convert(rate, wide)?);
-    rate = product(b, rate, &direction.inner, wide)?;
+    rate = product(b, rate, &direction.parts.inner, wide)?;
     rate = product(b, rate, &direction.buried, wide)?;
     // Without decay between them, all scalars are multiplied before any array is.
-    if direction.decay.is_empty() {
-        rate = product(b, rate, &direction.outer, wide)?;
+    if direction.parts.decay.is_empty() {
+        rate = product(b, rate, &direction.parts.outer, wide)?;
         return times(b, rate, moment);
     }
     let step = times(b, rate, moment)?;
-    let step = sum(b, step, &direction.decay, wide)?;
-    let outer = product(b, None, &direction.outer, wide)?;
+    let step = summed(b, step, &direction.parts.decay, wide)?;
+    let outer = product(b, None, &direction.parts.outer, wide)?;
     times(b, outer, step)
-}
-
-/// An array times a scalar, if any.
-fn times(b: &mut Builder<'_>, scalar: Option<InstructionId>, x: InstructionId) -> Result<InstructionId, PassError> {
-    let Some(scalar) = scalar else { return Ok(x) };
-    let scalar = b.broadcast_scalar_like(scalar, x)?;
-    Ok(b.multiply(scalar, x)?)
-}
-
-/// x and all terms.
-fn sum(b: &mut Builder<'_>, x: InstructionId, terms: &[Term], wide: PrimitiveType) -> Result<InstructionId, PassError> {
-    let mut made = x;
-    for term in terms {
-        let value = materialise(b, term.value)?;
-        let value = b.convert(value, wide)?;
-        made = b.emit(if term.negative { Opcode::Subtract } else { Opcode::Add }, &[made, value])?;
-    }
-    Ok(made)
 }

@@ -6,7 +6,7 @@
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::layout::{ControllerLayout, MOMENTUM, SWITCH_RATE, length};
+use crate::layout::{ControllerLayout, MOMENTUM, SPECTRAL_ENTROPY, SWITCH_RATE, length};
 
 /// What one step had to tell.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -53,6 +53,8 @@ pub struct Telemetry {
     pub rollback: Option<RollbackTelemetry>,
     /// Whether the optimizer gave way to SGD; none where it never may.
     pub switch: Option<SwitchTelemetry>,
+    /// Spectral entropies of updates; none where they are left alone.
+    pub spectral: Option<SpectralTelemetry>,
     /// The whole gradient.
     pub global: Measured,
     /// Each tensor, in the layout's order.
@@ -97,6 +99,15 @@ pub struct SwitchTelemetry {
     pub trend: Option<f32>,
     /// `entropy`: its peak since warmup.
     pub peak: Option<f32>,
+}
+
+/// How alike the singular values of updates are, before they are made equal.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SpectralTelemetry {
+    /// Mean over all matrices that are treated, weighted by their elements; none where no update is sound.
+    pub entropy: Option<f32>,
+    /// Mean over the matrices of each tensor, in the layout's order; none where none of them is treated, or sound.
+    pub tensors: Vec<Option<f32>>,
 }
 
 /// What is measured per tensor and of the whole gradient.
@@ -169,6 +180,11 @@ impl Telemetry {
         } else {
             None
         };
+        let spectral = slice(SPECTRAL_ENTROPY).and_then(|values| {
+            let (last, tensors) = values.split_last()?;
+            let tensors = tensors.iter().map(|value| present(Some(value))).collect();
+            Some(SpectralTelemetry { entropy: present(Some(last)), tensors })
+        });
         let finite = flag("finite")?;
         let global = tensors.pop().ok_or_else(refused)?;
         let rollback = if layout.rollback {
@@ -204,6 +220,7 @@ impl Telemetry {
             loss_scale_skips: scalar("loss_scale_skips")?,
             rollback,
             switch,
+            spectral,
             global,
             tensors,
             scales: array("scale")?.to_vec(),

@@ -9,7 +9,7 @@ use hlo::{Computation, InstructionId, Module, Opcode, PrimitiveType, Shape};
 
 use crate::mesh;
 use crate::pass::PassError;
-use crate::step::{Factors, Value};
+use crate::step::{Factors, Term, Update, UpdateForm, Value};
 
 /// The array that `value` names, taken out of its tuple where it lies in one.
 ///
@@ -173,6 +173,50 @@ pub(crate) fn product(
         (None, true) => Some(b.constant(wide, -1.0)?),
         (made, false) => made,
     })
+}
+
+/// An array times a scalar, if any.
+pub(crate) fn times(
+    b: &mut Builder<'_>,
+    scalar: Option<InstructionId>,
+    x: InstructionId,
+) -> Result<InstructionId, PassError> {
+    let Some(scalar) = scalar else { return Ok(x) };
+    let scalar = b.broadcast_scalar_like(scalar, x)?;
+    Ok(b.multiply(scalar, x)?)
+}
+
+/// x and all terms.
+pub(crate) fn summed(
+    b: &mut Builder<'_>,
+    x: InstructionId,
+    terms: &[Term],
+    wide: PrimitiveType,
+) -> Result<InstructionId, PassError> {
+    let mut made = x;
+    for term in terms {
+        let value = materialise(b, term.value)?;
+        let value = b.convert(value, wide)?;
+        made = b.emit(if term.negative { Opcode::Subtract } else { Opcode::Add }, &[made, value])?;
+    }
+    Ok(made)
+}
+
+/// p' - p of an update, in a wide type, for another reader than the step's own.
+pub(crate) fn update_of(b: &mut Builder<'_>, update: &Update, wide: PrimitiveType) -> Result<InstructionId, PassError> {
+    let (u, negative) = match update.form {
+        UpdateForm::Add { u } => (u, false),
+        UpdateForm::Subtract { u } => (u, true),
+        UpdateForm::Difference { .. } => {
+            let (new, old) = (materialise(b, update.new)?, materialise(b, update.old)?);
+            let (new, old) = (b.convert(new, wide)?, b.convert(old, wide)?);
+            return Ok(b.subtract(new, old)?);
+        }
+    };
+    let u = materialise(b, u)?;
+    let u = own_copy(b, u)?;
+    let u = b.convert(u, wide)?;
+    Ok(if negative { b.negate(u)? } else { u })
 }
 
 /// `f64` where one of the values is, else `f32`.

@@ -375,3 +375,33 @@ fn new_numbers_need_no_new_program() {
     pair.policy.gate.norm.enabled = false;
     assert!(pair.step(&with_norm(400.0)).0.applied);
 }
+
+#[test]
+fn laws_act_on_the_spectral_entropies_that_the_state_holds() {
+    let text = "[entropy]\nsmoothing = 2\n[target]\nhalf_life = 20\nfirst = 5\nevery = 15\n[gate]\nmax_pause = 4\n\
+                [gate.norm]\nmultiple = 1.8\nwarmup = 6\n[spectral]\nenabled = true\n[laws]\nsignal = \"spectral\"\n\
+                warmup = 3\n[laws.micro]\nenabled = true\nperiod = 2\nmin_elements = 1\n[laws.rule]\nenabled = true\nperiod = 3";
+    let mut pair = Pair::new(&ELEMENTS, &Policy::parse(text).unwrap());
+    let field = passes::ControllerLayout::field(&pair.layout.state, "spectral_entropy").unwrap().clone();
+    assert_eq!((field.len, field.offset + field.len), (ELEMENTS.len() + 1, pair.state.len()));
+    let mut random = Random::new(41);
+    let mut moved = false;
+    for t in 0..120 {
+        // Lower than before from step 60 on; the second tensor is never treated, the third only now and then.
+        let level = if t < 60 { 0.8 } else { 0.5 };
+        let mut entropies: Vec<f32> = (0..=ELEMENTS.len()).map(|_| (level + 0.1 * random.uniform()) as f32).collect();
+        entropies[1] = -1.0;
+        if t % 3 == 0 {
+            entropies[2] = -1.0;
+        }
+        pair.state[field.offset..].copy_from_slice(&entropies);
+        let signal = entropies.iter().map(|&e| if e < 0.0 { f64::NAN } else { f64::from(e) });
+        pair.reference.signal = Some(signal.collect());
+        // Some steps are refused for their norm, and now and then the gate re-arms.
+        let level = if t % 29 > 23 { 9.0 } else { 1.0 };
+        let (found, _) = pair.step(&random_step(&mut random, level));
+        assert_eq!(found.tensors[1].smoothed, None);
+        moved |= (found.scales[0] - 1.0).abs() > 0.05;
+    }
+    assert!(moved && pair.reference.rearmed > 0, "no law acted, or no gate re-armed");
+}

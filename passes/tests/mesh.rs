@@ -109,8 +109,13 @@ fn what_would_be_measured_of_a_state_that_each_device_has_is_refused() {
     let policy = Policy::parse("[switch]\nenabled = true\ntrigger = \"step\"\nstep = 10").unwrap();
     let error = inject(&mut module("mlp_pmap"), &policy, InjectOptions::default()).unwrap_err().to_string();
     assert!(error.contains("project-steps") && error.contains("in_axes=None, out_axes=None"), "{error}");
+    let equal = Policy::parse("[spectral]\nenabled = true\nmin_side = 4").unwrap();
+    let error = inject(&mut module("mlp_pmap"), &equal, InjectOptions::default()).unwrap_err().to_string();
+    assert!(error.contains("spectral: "), "{error}");
     // The same step with one state for all of them.
-    inject(&mut module("mlp_manual"), &policy, InjectOptions::default()).unwrap();
+    for policy in [policy, equal] {
+        inject(&mut module("mlp_manual"), &policy, InjectOptions::default()).unwrap();
+    }
 }
 
 #[test]

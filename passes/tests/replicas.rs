@@ -380,3 +380,29 @@ fn local_statistics_take_one_reduction_of_eight_bytes_per_tensor() {
         }
     }
 }
+
+#[test]
+fn replicas_that_share_the_work_of_equal_singular_values_come_to_what_each_comes_to() {
+    let (module, step) = load("mean_b4");
+    let run = |replicas_key: &str| {
+        let text =
+            format!("[spectral]\nenabled = true\nk = 2.0\niterations = 3\nmin_side = 2\nreplicas = \"{replicas_key}\"");
+        let policy = Policy { spectral: Policy::parse(&text).unwrap().spectral, ..Policy::monitor() };
+        let mut module = module.clone();
+        let options = InjectOptions { replicas: Some(replicas(3)), ..Default::default() };
+        let injection = inject_step(&mut module, step.clone(), &policy, options, &mut |_, _, _| {}).unwrap();
+        assert!(injection.layout.matrices.iter().any(|m| m.matrices.is_some()));
+        let gathers = module.entry_computation().instructions().filter(|(_, i)| i.opcode == Opcode::AllGather).count();
+        let mut run = Run::controlled(&module, &injection.step, &injection.layout, &policy, 3);
+        run.feed(1);
+        (run.advance(&[]), gathers, injection.step)
+    };
+    let ((each, none, step), (shared, gathers, _)) = (run("each"), run("share"));
+    assert!(none == 0 && gathers > 0);
+    assert!(shared.iter().all(|outputs| *outputs == shared[0]), "replicas differ");
+    for parameter in &step.parameters {
+        let [x, y] = [&each, &shared].map(|run| run[0][parameter.output].floats());
+        let largest = x.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
+        assert!(x.iter().zip(&y).all(|(x, y)| (x - y).abs() <= 1e-5 * largest), "{}", parameter.name);
+    }
+}

@@ -59,7 +59,7 @@ def control(
         arguments and compiler options are kept. It takes parameters and the optimizer's state as arguments and returns their next values.
       example_args: its positional arguments, as a tuple: arrays, or `jax.ShapeDtypeStruct`s, with shardings where those are
         not the default; static arguments as they are.
-      policy: a TOML file, or "default", "monitor", "article"; or its tables as a dict. None is the default policy: it measures
+      policy: a TOML file, or "default", "monitor", "article", "spectral"; or its tables as a dict. None is the default policy: it measures
         everything, and refuses an update whose gradient is not finite or far larger than usual.
       example_kwargs: its arguments by name, likewise.
 

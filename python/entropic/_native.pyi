@@ -18,7 +18,7 @@ class Policy:
 
     @staticmethod
     def open(path: str | os.PathLike[str] | None) -> Policy:
-        """Reads a TOML file, or takes `default`, `monitor` or `article`; the default policy without a path."""
+        """Reads a TOML file, or takes `default`, `monitor`, `article` or `spectral`; the default policy without a path."""
 
     @staticmethod
     def from_json(text: str) -> Policy:

@@ -72,6 +72,17 @@ pub(super) fn flops(module: &Module, within: &Computation, kernel: &Instruction)
     }
 }
 
+/// Floating-point operations of the products and convolutions of one launch of `kernel`.
+pub(super) fn product_flops(module: &Module, within: &Computation, kernel: &Instruction) -> u64 {
+    match fused(module, kernel) {
+        Some(body) => body.instructions().map(|(_, i)| product_flops(module, body, i)).sum_saturating(),
+        None if matches!(kernel.opcode, Opcode::Dot | Opcode::Convolution | Opcode::CustomCall) => {
+            flops_of(within, kernel)
+        }
+        None => 0,
+    }
+}
+
 trait SumSaturating: Iterator<Item = u64> + Sized {
     fn sum_saturating(self) -> u64 {
         self.fold(0, u64::saturating_add)

@@ -72,6 +72,8 @@ pub struct Kernel {
     pub main_memory_bytes: u64,
     /// Floating-point operations of one launch, as far as shapes tell.
     pub flops: u64,
+    /// Those of them that are of products and convolutions.
+    pub product_flops: u64,
     /// What it does apart from the controller: equal for the same kernel of two compilations.
     #[serde(skip)]
     pub signature: Vec<String>,
@@ -277,6 +279,7 @@ impl Walk<'_> {
             bytes,
             main_memory_bytes,
             flops,
+            product_flops: cost::product_flops(self.module, within, i),
             signature,
         });
     }

@@ -111,6 +111,8 @@ pub struct Side {
     pub main_memory_bytes: u64,
     /// Floating-point operations of one step.
     pub flops: f64,
+    /// Those of products and convolutions, counted from the optimized module.
+    pub product_flops: u64,
     /// Memory.
     pub memory: Memory,
     /// Aliases of outputs with arguments.
@@ -309,6 +311,10 @@ impl Side {
             bytes_accessed: bytes.unwrap_or(profile.bytes() as f64),
             main_memory_bytes: profile.main_memory_bytes(),
             flops: flops.unwrap_or(profile.flops() as f64),
+            product_flops: profile
+                .kernels
+                .iter()
+                .fold(0, |sum, k| k.product_flops.saturating_mul(k.launches).saturating_add(sum)),
             memory: report.memory,
             aliases: optimized.module.aliases().len(),
             host: profile.host,

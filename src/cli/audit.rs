@@ -31,7 +31,7 @@ pub(super) struct Arguments {
     target: Target,
     /// The controller's policy: a TOML file, or one of the policies that come with the program. The default policy if none
     /// is given.
-    #[arg(long, value_name = "FILE|default|article|monitor")]
+    #[arg(long, value_name = "FILE|default|article|spectral|monitor")]
     policy: Option<PathBuf>,
     #[command(flatten)]
     replicating: Replicating,
@@ -192,6 +192,7 @@ fn describe(audit: &Audit, steps: NonZeroU32) -> String {
     for (opcode, more) in audit.extra_collectives() {
         text += &format!("{opcode}: {:+} in a step, {:+} bytes\n", more.launches, more.bytes);
     }
+    text += &spectral(audit);
     text += &audit.replicas.as_ref().map(exchanged).unwrap_or_default();
     text += &kernels("kernels that only the controlled step has", &audit.added);
     text += &kernels("kernels that only the plain step has", &audit.removed);
@@ -201,6 +202,26 @@ fn describe(audit: &Audit, steps: NonZeroU32) -> String {
     }
     for lost in &audit.aliases_lost {
         text += &format!("alias lost: {lost}\n");
+    }
+    text
+}
+
+/// What making singular values of updates equal costs, of which nothing else in control has products; empty where that is not
+/// done.
+#[allow(clippy::cast_precision_loss, reason = "figures of a report")]
+fn spectral(audit: &Audit) -> String {
+    let counted = audit.injected.product_flops.saturating_sub(audit.plain.product_flops);
+    if counted == 0 {
+        return String::new();
+    }
+    let share = counted as f64 / audit.plain.product_flops.max(1) as f64 * 100.0;
+    let mut text = format!(
+        "spectral: control adds {} in products, {share:.2}% of those of the plain step, counted from the optimized modules\n",
+        large(counted as f64, "FLOP")
+    );
+    if audit.counted_by == CountedBy::Compiler {
+        let more = audit.injected.flops - audit.plain.flops;
+        text += &format!("spectral: all of control adds {} by the compiler's own count\n", large(more, "FLOP"));
     }
     text
 }

@@ -1,5 +1,6 @@
 //! `entropic inject`: a controlled step out of an uncontrolled one.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
@@ -17,9 +18,11 @@ use crate::policy_file;
 use crate::target::Target;
 use crate::verify;
 use indicatif::HumanBytes;
-use passes::ControllerLayout;
 use passes::layout::ArrayKind;
 use passes::policy::GroupPolicy;
+use passes::policy::SpectralWork;
+use passes::spectral::{Cost, TensorClass};
+use passes::{ControllerLayout, Replicas};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -33,7 +36,7 @@ pub(super) struct Arguments {
     output: PathBuf,
     /// The controller's policy: a TOML file, or one of the policies that come with the program. The default policy if none
     /// is given.
-    #[arg(long, value_name = "FILE|default|article|monitor")]
+    #[arg(long, value_name = "FILE|default|article|spectral|monitor")]
     policy: Option<PathBuf>,
     /// What the result will be compiled for: cpu, a100, h100, h200, tpu-v4, tpu-v5e, tpu-v5p, tpu-v6e. Compilers differ in
     /// how sums over a gradient should be written; any of them takes any result.
@@ -102,6 +105,8 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
     let controlled = injected.manifest.controller.as_ref().map_or(0, |c| c.layout.tensors.len());
     let snapshot_cost = injected.manifest.controller.as_ref().map_or(String::new(), |c| snapshot_cost(&c.layout));
     let groups = injected.manifest.controller.as_ref().map_or(Ok(String::new()), groups)?;
+    let spectral =
+        injected.manifest.controller.as_ref().map(|c| spectral(&model, &c.layout, replicas)).unwrap_or_default();
     match &model {
         Model::Bundle(_) => fused.save(&arguments.output)?,
         Model::Bare { .. } => save_bare(fused, &arguments.output)?,
@@ -114,6 +119,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
         text += &format!("{} steps in one launch\n", arguments.steps_per_launch);
     }
     text += &snapshot_cost;
+    text += &spectral;
     print(&text)?;
     Ok(Outcome::Done)
 }
@@ -128,6 +134,59 @@ pub(super) fn snapshot_cost(layout: &ControllerLayout) -> String {
     format!(
         "rollback: copies of {copies} held states take {bytes} more on the device; every step reads and writes that much more\n"
     )
+}
+
+/// More than this share of a step's operations is worth a warning.
+const DEAR: f64 = 0.05;
+
+/// Which updates get equal singular values, which are left alone and why, and what it costs; empty where none do.
+fn spectral(model: &Model, layout: &ControllerLayout, replicas: Option<Replicas>) -> String {
+    let Some(structure) = layout.spectral else { return String::new() };
+    let tensors = layout.tensors.iter().zip(&layout.matrices);
+    let mut text = String::new();
+    let mut alone: BTreeMap<&str, usize> = BTreeMap::new();
+    let (mut treated, mut matrices) = (0_usize, 0_u64);
+    for (tensor, found) in tensors {
+        match (&found.matrices, &found.reason, &found.difference) {
+            (Some(of), _, difference) => {
+                treated += 1;
+                matrices = matrices.saturating_add(of.count);
+                if let Some(reason) = difference {
+                    text += &format!("  {}: the whole of its update, weight decay included: {reason}\n", tensor.name);
+                }
+            }
+            (None, Some(reason), _) if matches!(found.class, TensorClass::Matrix | TensorClass::Stack) => {
+                text += &format!("  {}: left alone: {reason}\n", tensor.name);
+            }
+            _ => *alone.entry(found.class.name()).or_default() += 1,
+        }
+    }
+    let alone: Vec<String> = alone.into_iter().map(|(class, count)| format!("{count} x {class}")).collect();
+    let alone = if alone.is_empty() { String::new() } else { format!("; left alone: {}", alone.join(", ")) };
+    let cost = Cost::of(model.module(), layout);
+    let percent = cost.share() * 100.0;
+    let loops = if cost.unknown_loops { ", with a loop that runs nobody knows how often counted once" } else { "" };
+    let mut told = format!(
+        "spectral: {matrices} matrices in {treated} tensors{alone}\n{text}spectral: {} iterations come to {percent:.2}% of the \
+         operations of the step's products (from shapes{loops})\n",
+        structure.iterations
+    );
+    if let (Some(replicas), SpectralWork::Share) = (replicas, structure.replicas) {
+        let elements =
+            layout.matrices.iter().filter_map(|m| m.matrices).map(|m| m.count * m.rows * m.columns).sum::<u64>();
+        told += &format!(
+            "spectral: each of {} replicas does its share and is sent the rest: about {} by all-gather in each step\n",
+            replicas.count,
+            HumanBytes(elements.saturating_mul(4))
+        );
+    }
+    if cost.share() > DEAR {
+        told += &format!(
+            "warning: that is more than {:.0}%; larger batches, fewer `spectral.iterations` or fewer tensors cost less\n",
+            DEAR * 100.0
+        );
+    }
+    told
 }
 
 /// The policy's groups: what is different in each, and which tensors are in it.

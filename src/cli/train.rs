@@ -57,7 +57,7 @@ pub(super) struct Arguments {
     no_control: bool,
     /// The controller's policy: a TOML file, or one of the policies that come with the program. The default policy if none
     /// is given.
-    #[arg(long, value_name = "FILE|default|article|monitor")]
+    #[arg(long, value_name = "FILE|default|article|spectral|monitor")]
     policy: Option<PathBuf>,
     /// Spoil this share of the training batches, such as 0.02, to see what a policy's gates are worth: random bytes, one byte over
     /// and over, bytes in another order, UTF-16, texts cut short, in turns. The seed says which steps; held-out data stays as it is.

@@ -57,6 +57,7 @@ struct TensorSeries {
     entropy: Value,
     norm: Value,
     scale: Value,
+    spectral: Value,
 }
 
 /// The metrics of a run.
@@ -76,6 +77,7 @@ pub struct RunMetrics {
     lr_scale: Value,
     momentum_scale: Value,
     switched: Gauge,
+    spectral: Value,
     refusals: Family<Because, Counter>,
     rollbacks: Counter,
     rearmings: Counter,
@@ -114,14 +116,15 @@ impl RunMetrics {
             r.per_tensor("tensor_gradient_entropy", "Entropy of a tensor's gradient, 0 to 1", ratio()),
             r.per_tensor("tensor_gradient_norm", "Norm of a tensor's gradient, before clipping", None),
             r.per_tensor("tensor_update_scale", "Scale of a tensor's update", ratio()),
+            r.per_tensor("tensor_spectral_entropy", "Spectral entropy of a tensor's update, 0 to 1", ratio()),
         ];
         let series = tensors.iter().take(most_tensors).map(|tensor| {
-            let [entropy, norm, scale] = per_tensor.each_ref().map(|family| {
+            let [entropy, norm, scale, spectral] = per_tensor.each_ref().map(|family| {
                 let series = family.get_or_create_owned(&OfTensor { tensor: (*tensor).to_owned() });
                 series.set(f64::NAN);
                 series
             });
-            TensorSeries { entropy, norm, scale }
+            TensorSeries { entropy, norm, scale, spectral }
         });
         let tensors = series.collect();
         let refusals = Family::<Because, Counter>::default();
@@ -152,6 +155,7 @@ impl RunMetrics {
             lr_scale: r.value("learning_rate_scale", "What the laws of all tensors make of the learning rate", ratio()),
             momentum_scale: r.value("momentum_scale", "What they make of the momentum", ratio()),
             switched: r.whole("optimizer_switched", "1 where the last step was made by SGD with momentum"),
+            spectral: r.value("spectral_entropy", "Mean spectral entropy of updates of matrices, 0 to 1", ratio()),
             refusals,
             rollbacks: r.counter("rollbacks", "Returns of held states to their copies"),
             rearmings: r.counter("gate_rearmings", "How often gates were re-armed"),
@@ -208,6 +212,7 @@ impl RunMetrics {
         self.lr_scale.set(or_nan(control.lr_scale));
         self.momentum_scale.set(or_nan(control.momentum_scale));
         self.switched.set(i64::from(control.switched == Some(true)));
+        self.spectral.set(or_nan(control.spectral_entropy));
         match control.gate {
             Some(GateReason::LossScale) => _ = self.loss_scale_skips.inc(),
             Some(reason) => _ = self.refusals.get_or_create_owned(&Because { reason: Reason(reason) }).inc(),
@@ -224,6 +229,9 @@ impl RunMetrics {
             series.entropy.set(or_nan(*entropy));
             series.norm.set((*norm).into());
             series.scale.set((*scale).into());
+        }
+        for (series, entropy) in self.tensors.iter().zip(&control.tensor_spectral_entropy) {
+            series.spectral.set(or_nan(*entropy));
         }
     }
 }

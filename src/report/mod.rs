@@ -8,9 +8,10 @@ use std::num::NonZeroU32;
 use hlo::Module;
 use hlo::partitioning::Partitioning;
 use passes::TrainStep;
+use passes::spectral::{Classified, Matrices, TensorClass, classify};
 use passes::step::{
     CoefficientPlace, Confidence, DirectionStatus, Gradient, GradientStatus, LinkKind, MomentForm, MomentOf,
-    MomentumForm, MomentumStatus, Pairing, Parameter, StateClass, StateRole, UpdateForm, Value,
+    MomentumForm, MomentumStatus, Pairing, Parameter, PartsStatus, StateClass, StateRole, UpdateForm, Value,
 };
 use serde::Serialize;
 
@@ -81,6 +82,17 @@ pub struct ParameterReport {
     pub momentum: Vec<MomentumReport>,
     /// Why there are none.
     pub no_momentum: Option<String>,
+    /// What the tensor is for, from what the graph does with it.
+    pub class: TensorClass,
+    /// Why.
+    pub class_reason: String,
+    /// The matrices that it is, where it enters products as such.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub matrices: Option<Matrices>,
+    /// What data decides of the update, without learning rate and weight decay; `null` where it cannot be taken apart.
+    pub data_driven: Option<String>,
+    /// Why it cannot.
+    pub not_apart: Option<String>,
     /// The direction of the update, without learning rate and weight decay; `null` where the optimizer cannot be switched.
     pub direction: Option<String>,
     /// Why it cannot.
@@ -229,6 +241,7 @@ impl Report {
             index,
             name: manifest.outputs.get(index).map(|o| o.name.clone()).unwrap_or_default(),
         };
+        let classes = classify(module, step);
         Self {
             format_version: FORMAT_VERSION,
             model: model.to_owned(),
@@ -236,7 +249,12 @@ impl Report {
             steps_per_launch: step.inside_loop.as_ref().and_then(|around| Some(around.trips.as_ref().ok()?.steps)),
             batch: step.batch.iter().map(|&i| input(i)).collect(),
             loss: step.loss.map(output),
-            parameters: step.parameters.iter().map(|p| parameter_report(module, step, p, &|i| input(i).name)).collect(),
+            parameters: step
+                .parameters
+                .iter()
+                .zip(&classes)
+                .map(|(p, class)| parameter_report(module, step, p, class, &|i| input(i).name))
+                .collect(),
             states: step
                 .states
                 .iter()
@@ -251,7 +269,7 @@ impl Report {
                     pairing: s.pairing,
                 })
                 .collect(),
-            actuators: actuators(step),
+            actuators: actuators(step, &classes),
             notes: split_note(module).into_iter().chain(step.notes.iter().cloned()).collect(),
         }
     }
@@ -269,6 +287,7 @@ fn parameter_report(
     module: &Module,
     step: &TrainStep,
     parameter: &Parameter,
+    classified: &Classified,
     input_name: &dyn Fn(usize) -> String,
 ) -> ParameterReport {
     let name = |value: Value| value.display(module, step.computation);
@@ -340,8 +359,19 @@ fn parameter_report(
             MomentumStatus::Found(_) => None,
             MomentumStatus::Absent { reason } => Some(reason.clone()),
         },
+        class: classified.class,
+        class_reason: classified.reason.clone(),
+        matrices: classified.matrices,
+        data_driven: match &parameter.parts {
+            PartsStatus::Found(parts) => Some(name(parts.value)),
+            PartsStatus::Absent { .. } => None,
+        },
+        not_apart: match &parameter.parts {
+            PartsStatus::Found(_) => None,
+            PartsStatus::Absent { reason, .. } => Some(reason.clone()),
+        },
         direction: match &parameter.direction {
-            DirectionStatus::Found(direction) => Some(name(direction.value)),
+            DirectionStatus::Found(direction) => Some(name(direction.parts.value)),
             DirectionStatus::Absent { .. } => None,
         },
         no_switch: match &parameter.direction {
@@ -392,6 +422,21 @@ fn switch(step: &TrainStep) -> Result<String, String> {
     }
 }
 
+/// Which updates can be made to have equal singular values, or why none.
+fn spectral(step: &TrainStep, classes: &[Classified]) -> Result<String, String> {
+    let count = |chosen: &dyn Fn(&Classified) -> bool| classes.iter().filter(|found| chosen(found)).count();
+    let hidden = count(&|found| matches!(found.class, TensorClass::Matrix | TensorClass::Stack));
+    if hidden == 0 {
+        return Err("no parameter is a matrix inside the model".to_owned());
+    }
+    let others = [TensorClass::Embedding, TensorClass::Head, TensorClass::Kernel, TensorClass::NoMatrix];
+    let others = others.map(|class| (class, count(&|found| found.class == class)));
+    let others: Vec<String> =
+        others.iter().filter(|(_, n)| *n > 0).map(|(class, n)| format!("{n} x {class}")).collect();
+    let all = step.parameters.len();
+    Ok(format!("{hidden} of {all} parameters are matrices inside the model; {}", others.join(", ")))
+}
+
 /// Why none of `all` parameters has something; the reason is that of the first.
 fn none_of(all: usize, reason: Option<String>) -> String {
     match (all, reason) {
@@ -403,7 +448,7 @@ fn none_of(all: usize, reason: Option<String>) -> String {
 }
 
 /// What the controller can do with this step, and where it cannot, why.
-fn actuators(step: &TrainStep) -> Vec<Actuator> {
+fn actuators(step: &TrainStep, classes: &[Classified]) -> Vec<Actuator> {
     let unknown = step.inside_loop.as_ref().and_then(|around| {
         let reason = around.trips.as_ref().err()?;
         Some(format!(
@@ -432,6 +477,7 @@ fn actuators(step: &TrainStep) -> Vec<Actuator> {
         ),
         actuator("scale-momentum", momentum(step)),
         actuator("switch-optimizer", switch(step)),
+        actuator("spectral", spectral(step, classes)),
         actuator(
             "gate",
             if unclassified.is_empty() {

@@ -14,11 +14,12 @@ impl Report {
 }
 
 fn tables(report: &Report) -> String {
-    let mut parameters = table(&["parameter", "shape", "gradient", "update", "moments", "confidence"]);
+    let mut parameters = table(&["parameter", "shape", "class", "gradient", "update", "moments", "confidence"]);
     for parameter in &report.parameters {
         parameters.add_row([
             parameter.name.clone(),
             parameter.shape.clone(),
+            class_cell(parameter),
             gradient_cell(parameter),
             update_cell(parameter),
             parameter
@@ -67,8 +68,17 @@ fn tables(report: &Report) -> String {
         for reason in &parameter.reasons {
             text += &format!("{}: {reason}\n", parameter.name);
         }
+        text += &format!("{}: {}: {}\n", parameter.name, parameter.class, parameter.class_reason);
     }
     text
+}
+
+/// What the tensor is for, and its matrices where they are not its shape.
+fn class_cell(parameter: &ParameterReport) -> String {
+    match parameter.matrices.filter(|m| m.count > 1 || m.row_axes > 1) {
+        Some(matrices) => format!("{}: {matrices}", parameter.class),
+        None => parameter.class.to_string(),
+    }
 }
 
 /// The views of the gradient; those that coincide share a line.

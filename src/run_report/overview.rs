@@ -180,6 +180,8 @@ pub struct Overview {
     pub momentum_scale: Series,
     /// The back-off after a return.
     pub backoff: Series,
+    /// Mean spectral entropy of updates of matrices.
+    pub spectral: Series,
     /// Entropies, by tensor.
     pub tensors: Vec<Series>,
     /// Scales of updates, by tensor.
@@ -231,6 +233,7 @@ impl Overview {
             lr_scale: curve(),
             momentum_scale: curve(),
             backoff: curve(),
+            spectral: curve(),
             tensors: by_tensor.clone(),
             scales: by_tensor.clone(),
             momenta: by_tensor,
@@ -288,6 +291,7 @@ impl Overview {
             (&mut self.lr_scale, control.lr_scale),
             (&mut self.momentum_scale, control.momentum_scale),
             (&mut self.backoff, control.rollback.map(|r| r.backoff)),
+            (&mut self.spectral, control.spectral_entropy),
         ] {
             series.push(step, wide(value));
         }

@@ -183,6 +183,13 @@ fn control(run: &Overview) -> Markup {
                     from_zero: false }.draw())
             }
         }
+        @if !run.spectral.is_empty() {
+            section {
+                h2 { "Spectral entropy of updates" }
+                (chart(run, "spectral entropy over steps", "before singular values are made equal",
+                    curves(&[("spectral entropy", &run.spectral)], last)))
+            }
+        }
         @if !scales.is_empty() {
             section {
                 h2 { "Scales" }

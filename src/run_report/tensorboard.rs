@@ -111,6 +111,7 @@ fn scalars(control: &ControlRecord, tags: &[String], scalar: &mut impl FnMut(&st
         ("entropy/smoothed", control.smoothed),
         ("entropy/target", control.target),
         ("entropy/ratio", control.ratio),
+        ("entropy/spectral", control.spectral_entropy),
         ("norm", Some(control.norm)),
         ("norm/limit", control.norm_threshold),
         ("scale/learning_rate", control.lr_scale),

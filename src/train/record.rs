@@ -72,6 +72,12 @@ pub struct ControlRecord {
     /// The projected rate of each tensor then, `null` where there is none yet.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tensor_switch_rate: Vec<Option<f32>>,
+    /// Mean spectral entropy of the updates of matrices, before singular values are made equal, where they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spectral_entropy: Option<f32>,
+    /// That of each tensor, `null` where none is treated; empty where nothing is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tensor_spectral_entropy: Vec<Option<f32>>,
     /// Ratio of smoothed entropy to target, once there is one.
     pub ratio: Option<f32>,
     /// What the laws of all tensors make of the learning rate, where there is a law.
@@ -192,6 +198,8 @@ impl From<Telemetry> for ControlRecord {
             }),
             switched: t.switch.as_ref().map(|s| s.switched),
             tensor_switch_rate: t.switch.map_or(Vec::new(), |s| s.rates),
+            spectral_entropy: t.spectral.as_ref().and_then(|s| s.entropy),
+            tensor_spectral_entropy: t.spectral.map_or(Vec::new(), |s| s.tensors),
             ratio: t.global.ratio,
             lr_scale: t.lr_scale,
             momentum_scale: t.momentum_scale,

@@ -13,6 +13,14 @@ fn json(text: &str) -> Value {
 }
 
 #[test]
+fn products_of_equal_singular_values_are_those_that_shapes_predict() {
+    let at = workplace();
+    let audit = json(&succeed(at.path(), "audit mlp --target cpu --policy spectral --json"));
+    let [plain, injected] = ["plain", "injected"].map(|side| audit[side]["product_flops"].as_u64().unwrap());
+    assert_eq!(injected - plain, passes::spectral::newton_schulz_flops(256, 64, 5));
+}
+
+#[test]
 fn both_steps_are_compiled_and_compared() {
     let at = workplace();
     let audit = json(&succeed(at.path(), "audit mlp --target cpu --json"));

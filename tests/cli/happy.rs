@@ -58,6 +58,28 @@ fn inspect_finds_the_step_of_a_bundle_and_of_a_bare_module() {
 }
 
 #[test]
+fn classes_are_shown_and_inject_says_what_equal_singular_values_cost() {
+    let at = workplace();
+    let report = json(&succeed(at.path(), "inspect mlp --json"));
+    let classes: Vec<&str> =
+        report["parameters"].as_array().unwrap().iter().map(|p| p["class"].as_str().unwrap()).collect();
+    assert_eq!(classes, ["embedding", "matrix", "no-matrix", "head", "no-matrix"]);
+    assert_eq!(report["parameters"][1]["matrices"]["rows"], 256);
+    let tables = succeed(at.path(), "inspect mlp");
+    for part in ["params['hidden']: matrix: %", "1 of 5 parameters are matrices inside the model", "1 x embedding"] {
+        assert!(tables.contains(part), "{part}: {tables}");
+    }
+    let said = succeed(at.path(), "inject mlp -o spectral --policy spectral");
+    for part in [
+        "spectral: 1 matrices in 1 tensors; left alone: 1 x embedding, 1 x head, 2 x no matrix",
+        "5 iterations come to 187.50% of the operations of the step's products (from shapes)",
+        "warning: that is more than 5%",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+}
+
+#[test]
 fn expose_appends_gradients_in_parameter_order() {
     let at = workplace();
     let said = json(&succeed(at.path(), "inspect mlp --expose raw -o exposed.hlo.pb --json"));

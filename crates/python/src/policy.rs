@@ -14,7 +14,7 @@ pub(crate) struct Policy(pub(crate) passes::Policy);
 
 #[pymethods]
 impl Policy {
-    /// Reads a TOML file, or takes `default`, `monitor` or `article`; the default policy without a path.
+    /// Reads a TOML file, or takes `default`, `monitor`, `article` or `spectral`; the default policy without a path.
     #[staticmethod]
     fn open(py: Python<'_>, path: Option<PathBuf>) -> PyResult<Self> {
         let read = || policy_file::open(path.as_deref()).map_err(|error| Failure::policy(&error));

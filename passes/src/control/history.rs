@@ -5,7 +5,7 @@ use hlo::{InstructionId, Opcode, PrimitiveType};
 
 use super::decision::{Decision, Pause};
 use super::emit::{Array, Emitter};
-use super::law::{Made, Measured};
+use super::law::{Followed, Made, Measured};
 use crate::layout::{ControllerLayout, NONE};
 use crate::pass::PassError;
 
@@ -46,11 +46,11 @@ pub(super) fn effective(
 /// Window, forgetting mean, target and ratio of the entropies; returns the ratio, −1 where there is none.
 ///
 /// Re-armed gates take the mean entropy of the pause for the whole gradient's mean and target, where these come from
-/// history.
+/// history and are of gradients.
 pub(super) fn follow_entropy(
     e: &mut Emitter<'_>,
     layout: &ControllerLayout,
-    m: &Measured,
+    m: &Followed,
     d: &Decision,
     target: &Target,
     paused: &Pause,
@@ -104,7 +104,7 @@ pub(super) fn follow_entropy(
     let calibrated = e.select(sets, mean.value, target.calibrated)?;
     let history = e.b.not(target.fixed)?;
     let renews = e.and(paused.rearm, paused.entropy_seen)?;
-    let renews = e.and(renews, history)?;
+    let renews = if m.of_gradient { e.and(renews, history)? } else { e.b.constant(PrimitiveType::PRED, 0.0)? };
     let zero_sum = e.f32(0.0)?;
     for (name, values, renewed) in [("mean", mean.value, paused.entropy), ("mean_carry", mean.carry, zero_sum)] {
         let values = with_last(e, values, renews, renewed)?;

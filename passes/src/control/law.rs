@@ -10,8 +10,9 @@ use super::rollback::rollback;
 use super::scales::{laws, scale, scale_momentum};
 use super::switch::switch;
 use super::{Controlled, Inputs};
-use crate::layout::{ControllerLayout, NONE};
+use crate::layout::{ControllerLayout, NONE, SPECTRAL_ENTROPY};
 use crate::pass::PassError;
+use crate::policy::Signal;
 
 pub(super) type Made<T> = Result<T, PassError>;
 
@@ -21,7 +22,8 @@ pub(super) fn emit(module: &mut Module, layout: &ControllerLayout, inputs: &Inpu
     let target = target(e)?;
     let decision = decide(e, layout, inputs.consumes, &measured, &target)?;
     let paused = pause(e, &measured, &decision)?;
-    let ratio = follow_entropy(e, layout, &measured, &decision, &target, &paused)?;
+    let followed = followed(e, layout, &measured)?;
+    let ratio = follow_entropy(e, layout, &followed, &decision, &target, &paused)?;
     follow_norm(e, &measured, &decision, &paused)?;
     let rollback = if layout.rollback { Some(rollback(e, &measured, &decision)?) } else { None };
     let switch = match (layout.switch, inputs.projections) {
@@ -35,7 +37,7 @@ pub(super) fn emit(module: &mut Module, layout: &ControllerLayout, inputs: &Inpu
     e.part("state");
     let state = e.assemble(Array::State, "entropic.new_state")?;
     let counters = e.assemble(Array::Counters, "entropic.new_counters")?;
-    let telemetry = tell(e, &measured, &decision, scales)?;
+    let telemetry = tell(e, layout, &measured, &decision, scales)?;
     let rollback = rollback.map(|r| r.control);
     Ok(Controlled { applied: decision.applied, scales, momentum, switch, rollback, state, counters, telemetry })
 }
@@ -52,6 +54,29 @@ pub(super) struct Measured {
     pub(super) norm: InstructionId,
     /// Whether ΣS is finite.
     pub(super) finite: InstructionId,
+}
+
+/// The entropies that targets and ratios are of; vectors have n + 1 elements.
+pub(super) struct Followed {
+    /// E where active, else −1.
+    pub(super) entropy: InstructionId,
+    /// Where there is an entropy, pred.
+    pub(super) active: InstructionId,
+    /// Whether it is that of this step's gradient, as gates see it.
+    pub(super) of_gradient: bool,
+}
+
+/// Those of this step's gradient, or the spectral ones that the last applied step left in the state.
+fn followed(e: &mut Emitter<'_>, layout: &ControllerLayout, m: &Measured) -> Made<Followed> {
+    if layout.laws.signal == Signal::Gradient {
+        return Ok(Followed { entropy: m.entropy, active: m.active, of_gradient: true });
+    }
+    e.part("signal");
+    let entropy = e.vector(Array::State, SPECTRAL_ENTROPY)?;
+    let active = e.is(entropy, Is::Ge, 0.0)?;
+    // `spectral` puts those of this step in their place.
+    e.set(Array::State, SPECTRAL_ENTROPY, entropy);
+    Ok(Followed { entropy, active, of_gradient: false })
 }
 
 fn measure(e: &mut Emitter<'_>, layout: &ControllerLayout, inputs: &Inputs) -> Made<Measured> {
@@ -85,7 +110,13 @@ fn measure(e: &mut Emitter<'_>, layout: &ControllerLayout, inputs: &Inputs) -> M
     Ok(Measured { energy, entropy, active, norm, finite })
 }
 
-fn tell(e: &mut Emitter<'_>, m: &Measured, d: &Decision, scales: InstructionId) -> Made<InstructionId> {
+fn tell(
+    e: &mut Emitter<'_>,
+    layout: &ControllerLayout,
+    m: &Measured,
+    d: &Decision,
+    scales: InstructionId,
+) -> Made<InstructionId> {
     e.part("telemetry");
     for (name, flag) in [("applied", d.applied), ("finite", m.finite), ("stop", d.stop)] {
         e.show(name, flag)?;
@@ -95,5 +126,11 @@ fn tell(e: &mut Emitter<'_>, m: &Measured, d: &Decision, scales: InstructionId) 
     e.set(Array::Telemetry, "entropy", m.entropy);
     e.set(Array::Telemetry, "norm_threshold", d.threshold);
     e.set(Array::Telemetry, "scale", scales);
+    if layout.spectral.is_some() {
+        // What `spectral` puts its measurements in the place of.
+        let none = e.f32(NONE)?;
+        let nothing = e.b.broadcast_scalar_like(none, m.entropy)?;
+        e.set(Array::Telemetry, SPECTRAL_ENTROPY, nothing);
+    }
     e.assemble(Array::Telemetry, "entropic.telemetry")
 }

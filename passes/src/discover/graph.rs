@@ -113,7 +113,7 @@ type Loops = HashMap<(ComputationId, InstructionId), Vec<NodeId>>;
 const MAX_DEPTH: usize = 64;
 
 /// Custom calls that hand their operands through, as far as values are concerned.
-const TRANSPARENT: [&str; 8] = [
+pub(crate) const TRANSPARENT: [&str; 8] = [
     "Sharding",
     "SPMDFullToShardShape",
     "SPMDShardToFullShape",
@@ -315,6 +315,16 @@ impl<'m> Graph<'m> {
             id = dep;
         }
         id
+    }
+
+    /// The initial values of all leaves of the `while` at a site, by leaf.
+    pub(super) fn initial_of(&self, computation: ComputationId, site: InstructionId) -> &[NodeId] {
+        self.loops.get(&(computation, site)).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// The body of a `while`: the callee whose result is not a scalar predicate.
+    pub(super) fn body_of(&self, instruction: &Instruction) -> Option<ComputationId> {
+        loop_body(self.module, instruction)
     }
 
     /// The initial values of all leaves of the `while` that a node belongs to, by leaf.
@@ -723,14 +733,8 @@ impl<'m> Builder<'m> {
         Ok(made)
     }
 
-    /// The body of a `while`: the callee whose result is not a scalar predicate.
     fn loop_body(&self, instruction: &Instruction) -> Option<ComputationId> {
-        let is_condition = |c: &ComputationId| {
-            let root = self.module.computation(*c).and_then(Computation::root_instruction);
-            root.is_some_and(|r| r.shape.is_scalar() && r.shape.element_type() == PrimitiveType::PRED)
-        };
-        let mut bodies = instruction.called.iter().filter(|c| !is_condition(c));
-        bodies.next().or(instruction.called.first()).copied()
+        loop_body(self.module, instruction)
     }
 
     /// For each leaf of a loop body's result: the leaves it depends on after any number of iterations, and
@@ -767,6 +771,16 @@ impl<'m> Builder<'m> {
         self.bodies.insert(body, known.clone());
         Ok(known)
     }
+}
+
+/// The body of a `while`: the callee whose result is not a scalar predicate.
+fn loop_body(module: &Module, instruction: &Instruction) -> Option<ComputationId> {
+    let is_condition = |c: &ComputationId| {
+        let root = module.computation(*c).and_then(Computation::root_instruction);
+        root.is_some_and(|r| r.shape.is_scalar() && r.shape.element_type() == PrimitiveType::PRED)
+    };
+    let mut bodies = instruction.called.iter().filter(|c| !is_condition(c));
+    bodies.next().or(instruction.called.first()).copied()
 }
 
 /// Which of a list of sources every node is computed from, one bit per source.

@@ -20,6 +20,7 @@ mod graph;
 mod momentum;
 mod pair;
 mod parity;
+mod parts;
 mod replicas;
 mod roles;
 mod trips;
@@ -30,7 +31,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use hlo::{AliasKind, Instruction, Module, Opcode, Shape};
 
 pub use error::{DiscoverError, Refusal, RefusalKind};
+pub(crate) use graph::TRANSPARENT;
 pub use replicas::{DataCount, data_dependent_counts, varying_outputs};
+pub use trips::trip_count;
 
 use self::classify::Classifier;
 use self::flow::{Flow, StateNode};
@@ -40,8 +43,8 @@ use self::pair::Pairs;
 use self::roles::Roles;
 use crate::manual::Body;
 use crate::step::{
-    Confidence, GradientStatus, LinkKind, Moment, MomentumStatus, Pairing, Parameter, State, StateClass, StateRole,
-    TrainStep,
+    Confidence, GradientStatus, LinkKind, Moment, MomentumStatus, Pairing, Parameter, PartsStatus, State, StateClass,
+    StateRole, TrainStep,
 };
 
 /// The train step of `module`: of its entry, or of the loop inside that carries the parameters.
@@ -375,14 +378,14 @@ fn parameter(flow: &Flow<'_, '_>, roles: &Roles, p: usize, state: &StateNode, ou
             flow.data[owner.new].then_some(Moment { input: owner.pair.input, form: m.form, of: m.of, decay: m.decay })
         })
         .collect();
+    let group = roles.groups.get(&p).map(Vec::as_slice).unwrap_or_default();
     let momentum = match &found {
-        Some(found) => {
-            let group = roles.groups.get(&p).map(Vec::as_slice).unwrap_or_default();
-            momentum::momentum(flow, found, (updated.old, updated.new), group)
-        }
+        Some(found) => momentum::momentum(flow, found, (updated.old, updated.new), group),
         None => MomentumStatus::Absent { reason: "it has no gradient".to_owned() },
     };
-    let direction = direction::direction(flow, &update, &momentum);
+    let own: Vec<usize> = roles.masters.get(&p).copied().into_iter().chain([p]).collect();
+    let parts = parts::parts(flow, &update, group, &own);
+    let direction = direction::direction(flow, &parts, &momentum);
     if found.is_some() {
         reasons.push(match moments.len() {
             0 => "every path from the data to its new value runs through the gradient".into(),
@@ -415,6 +418,12 @@ fn parameter(flow: &Flow<'_, '_>, roles: &Roles, p: usize, state: &StateNode, ou
         update: update.into_step(graph),
         moments,
         momentum,
+        parts: match &parts {
+            Ok(parts) => PartsStatus::Found(parts.to_step(graph)),
+            Err(parts::Whole { reason, computed_apart }) => {
+                PartsStatus::Absent { reason: reason.clone(), computed_apart: *computed_apart }
+            }
+        },
         direction,
         confidence,
         reasons,

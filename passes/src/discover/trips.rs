@@ -5,7 +5,7 @@
 
 use std::num::NonZeroU32;
 
-use hlo::{ComputationId, Instruction, Opcode};
+use hlo::{ComputationId, Instruction, InstructionId, Module, Opcode};
 
 use super::graph::{Graph, NodeId, Op};
 use crate::loops::Trips;
@@ -20,6 +20,18 @@ pub(super) struct Loop<'a, 'm> {
     pub(super) body: &'a Graph<'m>,
     /// The `while`.
     pub(super) instruction: &'m Instruction,
+}
+
+/// How often the `while` at `site` of a computation runs its body, where that is known.
+#[must_use]
+pub fn trip_count(module: &Module, computation: ComputationId, site: InstructionId) -> Option<u64> {
+    let instruction = module.computation(computation)?.get(site)?;
+    let outer = Graph::new(module, computation).ok()?;
+    let body_id = outer.body_of(instruction)?;
+    let body = Graph::new(module, body_id).ok()?;
+    let initial = outer.initial_of(computation, site);
+    let trips = Loop { outer: &outer, initial, body: &body, instruction }.trips(body_id).ok()?;
+    Some(u64::from(trips.steps.get()))
 }
 
 /// A leaf that goes from `first` by `by`.

@@ -22,15 +22,16 @@ use std::num::NonZeroU32;
 
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{EntropyOf, EntropyPolicy, Policy, PolicyError, Timing};
+use crate::policy::{EntropyOf, EntropyPolicy, Policy, PolicyError, Signal, SpectralTensor, Timing};
 
 pub use numbers::forgetting_rate;
 use numbers::policy_numbers;
 pub(crate) use numbers::{
-    BACKOFF_LOG, MICRO_BELOW, MICRO_FACTOR, MOMENTUM, MOMENTUM_CAP, MOMENTUM_SCALE, MOMENTUM_TENSORS, SWITCH_RATE,
-    TEMPERATURE, TENSOR_LOG_MAX, TENSOR_MOMENTUM_LOG_MAX, TENSOR_SCALES, micro_numbers,
+    BACKOFF_LOG, MICRO_BELOW, MICRO_FACTOR, MOMENTUM, MOMENTUM_CAP, MOMENTUM_SCALE, MOMENTUM_TENSORS, SPECTRAL_ALPHA,
+    SPECTRAL_ENTROPY, SPECTRAL_K, SPECTRAL_TARGET, SWITCH_RATE, TEMPERATURE, TENSOR_LOG_MAX, TENSOR_MOMENTUM_LOG_MAX,
+    TENSOR_SCALES, micro_numbers,
 };
-pub use structure::{LawStructure, StepFacts, SwitchStructure, TensorSwitch};
+pub use structure::{LawStructure, SpectralStructure, StepFacts, SwitchStructure, TensorSpectral, TensorSwitch};
 
 /// The version of the layout format that this crate reads and writes.
 pub const LAYOUT_FORMAT_VERSION: u32 = 1;
@@ -64,6 +65,9 @@ pub struct ControllerLayout {
     pub rollback: bool,
     /// How the optimizer may be switched, where it may. Structure.
     pub switch: Option<SwitchStructure>,
+    /// How singular values of updates are made equal, where they are. Structure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spectral: Option<SpectralStructure>,
     /// Whether the step scales its loss and skips what overflows, so that such a skip is no anomaly.
     pub loss_scaled: bool,
     /// The controlled tensors, in order.
@@ -86,6 +90,10 @@ pub struct ControllerLayout {
     pub momentum: Vec<TensorMomentum>,
     /// Whether the optimizer of each of [`ControllerLayout::tensors`] may be switched; empty where none may.
     pub switched: Vec<TensorSwitch>,
+    /// What becomes of the update of each of [`ControllerLayout::tensors`] where singular values are made equal; empty where
+    /// none are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub matrices: Vec<TensorSpectral>,
     /// Bytes of all copies of held states together: so much more memory on the device, and as much that is read and
     /// written in every step. 0 without copies.
     pub snapshot_bytes: u64,
@@ -273,8 +281,11 @@ impl ControllerLayout {
         let scaled_momentum = policy.scales_momentum();
         let rollback = policy.rollback.keeps_snapshot();
         let switch = SwitchStructure::of(policy);
+        let spectral = SpectralStructure::of(policy);
         let mut numbers = Fields(Vec::new());
-        for (name, values) in policy_numbers(laws, rollback, switch.is_some(), scaled_momentum, &tensors, policy)? {
+        let values =
+            policy_numbers(laws, rollback, switch.is_some(), spectral.is_some(), scaled_momentum, &tensors, policy)?;
+        for (name, values) in values {
             numbers.push(name, values.len(), values.first().copied().unwrap_or_default());
         }
 
@@ -313,6 +324,11 @@ impl ControllerLayout {
             }
         }
 
+        // The last of all: it is written behind control, where updates are known.
+        if laws.signal == Signal::Spectral {
+            state.push(SPECTRAL_ENTROPY, with_global, f64::from(NONE));
+        }
+
         let mut counters = Fields(Vec::new());
         let rollback_counters = if rollback { ROLLBACK_COUNTERS } else { &[] };
         let switch_counters = if switch.is_some() { SWITCH_COUNTERS } else { &[] };
@@ -342,6 +358,10 @@ impl ControllerLayout {
             }
             telemetry.push(SWITCH_RATE, n, 0.0);
         }
+        // The last of all: it is told behind control, where updates are known.
+        if spectral.is_some() {
+            telemetry.push(SPECTRAL_ENTROPY, with_global, f64::from(NONE));
+        }
 
         Ok(Self {
             format_version: LAYOUT_FORMAT_VERSION,
@@ -354,6 +374,7 @@ impl ControllerLayout {
             scaled_momentum,
             rollback,
             switch,
+            spectral,
             loss_scaled: facts.loss_scaled,
             tensors,
             inputs: Vec::new(),
@@ -365,6 +386,7 @@ impl ControllerLayout {
             states: Vec::new(),
             momentum: Vec::new(),
             switched: Vec::new(),
+            matrices: Vec::new(),
             snapshot_bytes: 0,
         })
     }
@@ -404,6 +426,9 @@ impl ControllerLayout {
             let name = |timing| if timing == Timing::Sync { "sync" } else { "delayed" };
             structure("laws.timing", &name(self.laws.timing), &name(wanted.timing))?;
         }
+        if wanted.any() {
+            structure("laws.signal", &self.laws.signal.name(), &wanted.signal.name())?;
+        }
         if !self.scaled_momentum && policy.scales_momentum() {
             structure("momentum", &"nothing scaled", &"scaled momentum")?;
         }
@@ -421,17 +446,40 @@ impl ControllerLayout {
             structure("switch.trigger", &injected.trigger.name(), &wanted.trigger.name())?;
             structure("switch.rate", &injected.rate.name(), &wanted.rate.name())?;
         }
+        self.check_spectral(policy)?;
         self.check_momentum(policy)?;
         let numbers = policy_numbers(
             self.laws,
             self.rollback,
             self.switch.is_some(),
+            self.spectral.is_some(),
             self.scaled_momentum,
             &self.tensors,
             policy,
         )?;
         #[allow(clippy::cast_possible_truncation, reason = "the device computes in f32")]
         Ok(numbers.into_iter().flat_map(|(_, values)| values).map(|v| v as f32).collect())
+    }
+
+    /// Refuses a policy that makes singular values equal in another way than the module does.
+    fn check_spectral(&self, policy: &Policy) -> Result<(), PolicyError> {
+        let structure = |key, injected: String, wanted: String| {
+            if injected == wanted { Ok(()) } else { Err(PolicyError::Structure { key, injected, wanted }) }
+        };
+        let Some(wanted) = SpectralStructure::of(policy) else { return Ok(()) };
+        let Some(injected) = self.spectral else {
+            return structure("spectral.enabled", false.to_string(), true.to_string());
+        };
+        structure("spectral.iterations", injected.iterations.to_string(), wanted.iterations.to_string())?;
+        structure("spectral.dtype", injected.dtype.name().to_owned(), wanted.dtype.name().to_owned())?;
+        structure("spectral.min_side", injected.min_side.to_string(), wanted.min_side.to_string())?;
+        structure("spectral.replicas", injected.replicas.name().to_owned(), wanted.replicas.name().to_owned())?;
+        let said = policy.spectral_tensors(self.tensors.iter().map(|t| t.name.as_str()))?;
+        let told = |name: &str, said: SpectralTensor| format!("{name}: {said}");
+        for ((tensor, was), said) in self.tensors.iter().zip(&self.matrices).zip(said) {
+            structure("spectral.tensors", told(&tensor.name, was.said), told(&tensor.name, said.structure()))?;
+        }
+        Ok(())
     }
 
     /// Refuses a policy that scales momentum where there is none.

@@ -48,6 +48,10 @@ const SWITCH_FIELDS: &[(&str, PolicyGetter)] = &[
     ("switch.factor", |p| p.switch.factor),
 ];
 
+/// Those of updates whose singular values are made equal; off is a share of 0.
+const SPECTRAL_FIELDS: &[(&str, PolicyGetter)] =
+    &[(SPECTRAL_ALPHA, |p| only_if(p.spectral.enabled, p.spectral.alpha)), (SPECTRAL_TARGET, |p| p.spectral.target)];
+
 /// Those of a rollback to a snapshot; a patience of 0 is never exceeded.
 const ROLLBACK_FIELDS: &[(&str, PolicyGetter)] = &[
     ("rollback.patience", |p| only_if(p.rollback.keeps_snapshot(), f64::from(p.rollback.patience))),
@@ -121,6 +125,13 @@ pub(crate) const MOMENTUM_CAP: &str = "momentum.cap";
 pub(crate) const MOMENTUM_TENSORS: &str = "momentum.tensors";
 pub(crate) const MOMENTUM: &str = "momentum";
 
+/// Names of the policy's fields on singular values of updates, the last with an element for each tensor.
+pub(crate) const SPECTRAL_ALPHA: &str = "spectral.alpha";
+pub(crate) const SPECTRAL_TARGET: &str = "spectral.target";
+pub(crate) const SPECTRAL_K: &str = "spectral.k";
+/// The name of the telemetry's field with the spectral entropy of each tensor's update, and last their mean.
+pub(crate) const SPECTRAL_ENTROPY: &str = "spectral_entropy";
+
 /// The weight of one observation in an exponentially forgetting mean that forgets half in `half_life` steps.
 #[must_use]
 pub fn forgetting_rate(half_life: f64) -> f64 {
@@ -132,6 +143,7 @@ pub(super) fn policy_numbers(
     laws: LawStructure,
     rollback: bool,
     switch: bool,
+    spectral: bool,
     scaled_momentum: bool,
     tensors: &[ControlledTensor],
     policy: &Policy,
@@ -146,10 +158,15 @@ pub(super) fn policy_numbers(
         (laws.pi, PI_FIELDS),
         (rollback, ROLLBACK_FIELDS),
         (switch, SWITCH_FIELDS),
+        (spectral, SPECTRAL_FIELDS),
     ] {
         if present {
             numbers.extend(fields.iter().map(|(name, get)| (*name, vec![get(policy)])));
         }
+    }
+    if spectral {
+        let said = policy.spectral_tensors(names())?;
+        numbers.push((SPECTRAL_K, said.iter().map(|tensor| tensor.k.unwrap_or(policy.spectral.k)).collect()));
     }
     numbers.push((TENSOR_SCALES, policy.tensor_scales(names())?));
     if scaled_momentum {

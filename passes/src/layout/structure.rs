@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{Policy, SwitchRate, Timing, Trigger};
+use crate::policy::{
+    Policy, Signal, SpectralDtype, SpectralPolicy, SpectralTensor, SpectralWork, SwitchRate, Timing, Trigger,
+};
+use crate::spectral::{Matrices, TensorClass};
 
 /// Which laws an injected module has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,6 +18,9 @@ pub struct LawStructure {
     pub pi: bool,
     /// Which entropy scales a step.
     pub timing: Timing,
+    /// Which entropies they act on.
+    #[serde(default)]
+    pub signal: Signal,
     /// Whether each tensor has a clamp of its own, since a group says so.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub clamps: bool,
@@ -34,6 +40,7 @@ impl LawStructure {
             rule: laws.rule.enabled,
             pi: laws.pi.enabled,
             timing: laws.timing,
+            signal: if laws.any() { laws.signal } else { Signal::Gradient },
             clamps: laws.any() && policy.groups_clamp(),
         }
     }
@@ -91,6 +98,45 @@ impl SwitchStructure {
 pub struct TensorSwitch {
     /// Why not; absent where it may.
     pub reason: Option<String>,
+}
+
+/// How singular values of updates are made equal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpectralStructure {
+    /// Newton-Schulz iterations.
+    pub iterations: u32,
+    /// What matrices are multiplied in.
+    pub dtype: SpectralDtype,
+    /// Matrices with a shorter side are left alone.
+    pub min_side: u32,
+    /// Who does the work where several replicas train together.
+    pub replicas: SpectralWork,
+}
+
+impl SpectralStructure {
+    pub(super) fn of(policy: &Policy) -> Option<Self> {
+        let spectral = &policy.spectral;
+        let &SpectralPolicy { iterations, dtype, min_side, replicas, .. } = spectral;
+        spectral.enabled.then_some(Self { iterations, dtype, min_side, replicas })
+    }
+}
+
+/// What becomes of the update of a tensor where singular values are made equal.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TensorSpectral {
+    /// What the tensor is for.
+    pub class: TensorClass,
+    /// Why, in words.
+    pub why: String,
+    /// What the policy said of it at injection, as far as it shapes the graph.
+    pub said: SpectralTensor,
+    /// The matrices that are treated, each by itself; absent where the update is left alone.
+    pub matrices: Option<Matrices>,
+    /// Why it is left alone; absent where it is not.
+    pub reason: Option<String>,
+    /// Why the whole of the new value less the old one is treated, weight decay included; absent where only what data
+    /// decides is.
+    pub difference: Option<String>,
 }
 
 /// What control needs to know of a step besides its tensors.

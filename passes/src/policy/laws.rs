@@ -12,6 +12,8 @@ use super::{Checks, PolicyError};
 pub struct LawsPolicy {
     /// Whether a step is scaled by its own entropy or by that of the steps before. Structure.
     pub timing: Timing,
+    /// Which entropies targets and ratios are of. Structure.
+    pub signal: Signal,
     /// Accepted steps before any law acts.
     pub warmup: u32,
     /// The laws together scale the learning rate of a tensor by at least 1/max and at most max.
@@ -32,6 +34,28 @@ pub enum Timing {
     Sync,
     /// That of the steps before, which is known when the step begins.
     Delayed,
+}
+
+/// Which entropies laws act on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Signal {
+    /// Those of gradients.
+    #[default]
+    Gradient,
+    /// The spectral entropies of updates, of the last step that was applied. Tensors whose updates are not treated have none.
+    Spectral,
+}
+
+impl Signal {
+    /// As in a policy.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Gradient => "gradient",
+            Self::Spectral => "spectral",
+        }
+    }
 }
 
 /// The law of each tensor: a ratio below a bound raises its learning rate, otherwise the scale relaxes to 1.
@@ -115,6 +139,7 @@ impl Default for LawsPolicy {
     fn default() -> Self {
         Self {
             timing: Timing::Sync,
+            signal: Signal::Gradient,
             warmup: 100,
             max: 2.0,
             micro: MicroPolicy::default(),

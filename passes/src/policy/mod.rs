@@ -14,6 +14,7 @@ mod parse;
 mod pattern;
 mod replicas;
 mod rollback;
+mod spectral;
 mod switch;
 
 use std::collections::BTreeMap;
@@ -25,11 +26,12 @@ use crate::step::StateClass;
 
 pub use entropy::{EntropyPolicy, Estimator, TemperatureUnit};
 pub use groups::{GroupPolicy, TensorLaws};
-pub use laws::{LawsPolicy, MicroPolicy, MicroTensor, PiPolicy, RulePolicy, Timing};
+pub use laws::{LawsPolicy, MicroPolicy, MicroTensor, PiPolicy, RulePolicy, Signal, Timing};
 pub use momentum::MomentumPolicy;
 pub use pattern::Pattern;
 pub use replicas::{EntropyOf, OnMismatch, ReplicasPolicy};
 pub use rollback::{RollbackKind, RollbackPolicy};
+pub use spectral::{SpectralDtype, SpectralPolicy, SpectralTensor, SpectralWork};
 pub use switch::{SwitchPolicy, SwitchRate, Trigger};
 
 /// The version of the policy format that this crate reads and writes.
@@ -40,6 +42,9 @@ pub const DEFAULT_POLICY: &str = include_str!("../../policies/default.toml");
 
 /// The text of a policy with the constants of the article that the controller comes from.
 pub const ARTICLE_POLICY: &str = include_str!("../../policies/article.toml");
+
+/// The text of a policy that makes the singular values of hidden matrices' updates equal.
+pub const SPECTRAL_POLICY: &str = include_str!("../../policies/spectral.toml");
 
 /// Everything a user decides about control.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -61,6 +66,8 @@ pub struct Policy {
     pub laws: LawsPolicy,
     /// By how much momentum coefficients are scaled.
     pub momentum: MomentumPolicy,
+    /// How updates of matrices are moved towards equal singular values.
+    pub spectral: SpectralPolicy,
     /// When the optimizer gives way to SGD.
     pub switch: SwitchPolicy,
     /// What is different where several replicas train together.
@@ -194,6 +201,7 @@ impl Default for Policy {
             scale: ScalePolicy::default(),
             laws: LawsPolicy::default(),
             momentum: MomentumPolicy::default(),
+            spectral: SpectralPolicy::default(),
             switch: SwitchPolicy::default(),
             replicas: ReplicasPolicy::default(),
             groups: BTreeMap::new(),
@@ -287,6 +295,39 @@ pub enum PolicyError {
     ReturnWithoutEntropy {
         /// The trigger.
         trigger: &'static str,
+    },
+    /// Laws that act on what is not measured.
+    #[error(
+        "`laws.signal` is \"spectral\" in the policy, and `spectral.enabled` is false, so that no update has a spectral entropy; \
+         enable it (with `spectral.alpha = 0.0` updates stay as they are), or set `laws.signal` to \"gradient\""
+    )]
+    SignalWithoutSpectral,
+    /// A gate that would compare the entropy of gradients with a target of another entropy.
+    #[error(
+        "`laws.signal` is \"spectral\" and `gate.entropy` is enabled in the policy: the gate compares the entropy of this \
+         step's gradient with the target, which would be that of spectral entropies; disable one of them"
+    )]
+    SignalWithEntropyGate,
+    /// Updates of matrices to be treated in a step where none can be.
+    #[error(
+        "the policy makes singular values of updates equal, and no tensor of this step is treated:\n{}\n\
+         set `spectral.enabled` to false, or name tensors under `[spectral.tensors]`",
+        tensors.iter().map(|(name, reason)| format!("  {name}: {reason}")).collect::<Vec<_>>().join("\n")
+    )]
+    NothingSpectral {
+        /// Name and reason of each.
+        tensors: Vec<(String, String)>,
+    },
+    /// Tensors that a pattern asks to be treated, and that cannot be.
+    #[error(
+        "the policy makes singular values of updates equal that cannot be:\n{}\nname only matrices; `entropic inspect` \
+         lists them",
+        tensors.iter().map(|(name, key, reason)| format!("  {name} (`{key}`): {reason}"))
+            .collect::<Vec<_>>().join("\n")
+    )]
+    NotSpectral {
+        /// Name, key of the policy and reason of each.
+        tensors: Vec<(String, String, String)>,
     },
     /// A switch of the optimizer in a step where nothing can be switched.
     #[error(
@@ -491,9 +532,18 @@ impl Policy {
             scale(&format!("scale.tensors.{pattern:?}"), value)?;
         }
         self.momentum.validate(check)?;
+        self.spectral.validate(check)?;
         self.switch.validate(check)?;
         self.replicas.validate(check)?;
         self.groups.iter().try_for_each(|(name, group)| group.validate(name, check))?;
+        if self.laws.any() && self.laws.signal == Signal::Spectral {
+            if !self.spectral.enabled {
+                return Err(PolicyError::SignalWithoutSpectral);
+            }
+            if self.gate.entropy.enabled {
+                return Err(PolicyError::SignalWithEntropyGate);
+            }
+        }
         self.laws.validate(check)
     }
 
@@ -564,10 +614,18 @@ mod tests {
     }
 
     #[test]
+    fn the_spectral_policy_is_the_default_and_its_table() {
+        let policy = Policy::parse(SPECTRAL_POLICY).unwrap();
+        let spectral = SpectralPolicy { enabled: true, k: 2.0, ..SpectralPolicy::default() };
+        assert_eq!(policy, Policy { spectral, ..Policy::default() });
+    }
+
+    #[test]
     fn text_and_value_agree() {
         let mut policy = Policy::monitor();
         policy.scale.tensors.insert("*['w']".into(), 0.25);
         policy.states.insert("s.count".into(), AssignedClass::Advancing);
+        policy.spectral.tensors.insert("*['q']".into(), SpectralTensor { split: Some(3), ..Default::default() });
         let text = toml::to_string(&policy).unwrap();
         assert_eq!(Policy::parse(&text).unwrap(), policy);
         assert!(!policy.gates());
@@ -609,6 +667,9 @@ mod tests {
         check("[laws.rule]\nlow = 1.5", "`laws.rule.high` is 1.1 in the policy; it must be from laws.rule.low");
         check("[laws.rule]\nenabled = true\n[laws.pi]\nenabled = true", "disable one of them");
         check("[laws.pi]\nkp = -1.0", "from 0 to 100");
+        let signal = "[laws]\nsignal = \"spectral\"\n[laws.pi]\nenabled = true\n";
+        check(signal, "`spectral.enabled` is false");
+        check(&format!("{signal}[spectral]\nenabled = true\n[gate.entropy]\nenabled = true"), "disable one of them");
     }
 
     #[test]

@@ -41,7 +41,7 @@ const SCHEMA: Table = Table {
         (
             "laws",
             Table {
-                keys: &["timing", "warmup", "max"],
+                keys: &["timing", "signal", "warmup", "max"],
                 tables: &[
                     (
                         "micro",
@@ -73,6 +73,14 @@ const SCHEMA: Table = Table {
         ),
         ("scale", Table { keys: &["global"], tables: &[("tensors", OPEN)], open: false }),
         ("momentum", Table { keys: &["scale", "cap"], tables: &[("tensors", OPEN)], open: false }),
+        (
+            "spectral",
+            Table {
+                keys: &["enabled", "k", "alpha", "target", "iterations", "dtype", "min_side", "replicas"],
+                tables: &[("tensors", OPEN)],
+                open: false,
+            },
+        ),
         (
             "switch",
             leaf(&[

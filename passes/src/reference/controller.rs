@@ -11,6 +11,9 @@ use crate::policy::{Policy, TargetKind, TensorLaws, Timing, Votes};
 /// The controller's state; arrays have one element per tensor and a last one for the whole gradient.
 #[derive(Debug, Clone)]
 pub struct Controller {
+    /// The entropies that targets and ratios are of in the next step, NaN where there is none; those of its gradients where
+    /// there are none at all.
+    pub signal: Option<Array1<f64>>,
     /// The largest entropy of each tensor and of all, in nats; 0 where there is none.
     most_nats: Array1<f64>,
     /// Entropies of the last accepted steps, newest first; NaN where there is none.
@@ -146,6 +149,7 @@ impl Controller {
         let most_nats: Array1<f64> = elements.iter().chain([&all]).map(|&n| policy.entropy.most_nats(n)).collect();
         let len = most_nats.len();
         Self {
+            signal: None,
             most_nats,
             window: Array2::from_elem((policy.entropy.smoothing as usize, len), f64::NAN),
             mean: Forgetting::new(len),
@@ -254,8 +258,9 @@ impl Controller {
         } else {
             (false, false, 1.0)
         };
-        let calibrated = accepted && self.observe(&entropy, norm, policy);
-        let rearmed = paused && self.pause(norm, whole, policy);
+        let followed = self.signal.clone().unwrap_or_else(|| entropy.clone());
+        let calibrated = accepted && self.observe(&followed, norm, policy);
+        let rearmed = paused && self.pause(norm, if self.signal.is_some() { f64::NAN } else { whole }, policy);
 
         let smoothed = self.window.map_axis(Axis(0), |row| {
             let present: Vec<f64> = row.iter().copied().filter(|e| !e.is_nan()).collect();
