@@ -67,7 +67,6 @@ impl Pass for Gate {
         let mut gated = HashMap::new();
         let mut b = Builder::at_entry(module);
         b.set_scope("entropic.gate", "entropic/gate");
-        let predicate = applied;
         let mut applied = match self.predicate {
             PredicateStyle::Rooted => Spread::new(rooted(&mut b, applied)?),
             PredicateStyle::Plain => Spread::new(applied),
@@ -96,7 +95,7 @@ impl Pass for Gate {
         let entry = module.entry();
         module.sort(entry)?;
         if self.predicate == PredicateStyle::Rooted {
-            read_gated(module, &gated, &replacements, predicate)?;
+            read_gated(module, &gated, &replacements)?;
         }
         if let Some(layout) = &mut context.layout {
             layout.states = states;
@@ -114,32 +113,16 @@ fn read_gated(
     module: &mut Module,
     gated: &HashMap<InstructionId, InstructionId>,
     held: &HashMap<usize, InstructionId>,
-    predicate: InstructionId,
 ) -> Result<(), PassError> {
     let computation = module.entry_computation();
-    let decides = ancestors(computation, predicate);
     let serves = serving(computation, |output| held.contains_key(&output));
-    let of = |marks: &[bool], id: InstructionId| marks.get(id.index()).copied().unwrap_or(false);
-    let others = computation.instructions().map(|(id, _)| id);
-    let keep = others.filter(|&id| of(&decides, id) || !of(&serves, id) || id == computation.root());
-    let keep = keep.chain(gated.values().copied()).collect();
+    // Nothing that decides the predicate is among them: telemetry tells it.
+    let reads = |id: &InstructionId| serves.get(id.index()).copied().unwrap_or(false);
+    let others = computation.instructions().map(|(id, _)| id).filter(|id| !reads(id));
+    let keep = others.chain(gated.values().copied()).collect();
     let entry = module.entry();
     module.replace_uses(entry, gated, &keep)?;
     Ok(module.sort(entry)?)
-}
-
-/// Of each instruction whether `of` needs it.
-fn ancestors(computation: &Computation, of: InstructionId) -> Vec<bool> {
-    let mut found = vec![false; computation.arena_len()];
-    let mut open = vec![of];
-    while let Some(id) = open.pop() {
-        match found.get_mut(id.index()) {
-            Some(seen) if !*seen => *seen = true,
-            _ => continue,
-        }
-        open.extend(computation.get(id).into_iter().flat_map(|i| i.operands.iter().chain(&i.control_predecessors)));
-    }
-    found
 }
 
 /// Of each instruction whether it is read, and all that comes of it ends in outputs that are `chosen`.

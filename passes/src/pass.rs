@@ -24,7 +24,7 @@ use crate::manual::Entered;
 use crate::measure_entropy::Statistics;
 use crate::policy::PolicyError;
 use crate::rollback::Snapshot;
-use crate::step::{TrainStep, Update};
+use crate::step::{TrainStep, Update, Value};
 
 /// Whether a pass changed the module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,6 +102,12 @@ impl Context {
     /// Where `measure-entropy` has not run.
     pub fn layout(&self) -> Result<&ControllerLayout, PassError> {
         self.layout.as_ref().ok_or(PassError::Needs { pass: "measure-entropy" })
+    }
+
+    /// Refuses a value of `tensor` that is to be measured, where the step is inside a body of which devices may have different
+    /// ones.
+    pub(crate) fn refuse_own(&self, module: &Module, tensor: &str, value: Value) -> Result<(), PassError> {
+        self.entered.as_ref().map_or(Ok(()), |entered| entered.refuse_own(module, tensor, value))
     }
 
     pub(crate) fn statistics(&self) -> Result<&Statistics, PassError> {

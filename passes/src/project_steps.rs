@@ -51,7 +51,9 @@ impl Pass for ProjectSteps {
             e.b.set_scope(&format!("entropic.project.{short}"), &format!("entropic/project-steps/{}", parameter.name));
             let (energy, product) = match &parameter.direction {
                 DirectionStatus::Found(direction) => {
-                    refuse_own(e.b.module(), context, &parameter.name, direction)?;
+                    for value in [direction.parts.value, direction.moment] {
+                        context.refuse_own(e.b.module(), &parameter.name, value)?;
+                    }
                     self.project(&mut e, direction, gradient, short)?
                 }
                 DirectionStatus::Absent { .. } => (e.zero, e.zero),
@@ -92,13 +94,6 @@ impl ProjectSteps {
         let [energy, product] = e.fold([sum(square, "step_energy"), sum(product, "step_product")], 0, short)?;
         Ok((energy, product))
     }
-}
-
-/// Refuses a direction of which devices may have different ones.
-fn refuse_own(module: &Module, context: &Context, tensor: &str, direction: &Direction) -> Result<(), PassError> {
-    let Some(entered) = &context.entered else { return Ok(()) };
-    let values = [direction.parts.value, direction.moment];
-    values.into_iter().try_for_each(|value| entered.refuse_own(module, tensor, value))
 }
 
 fn wide(b: &mut Builder<'_>, x: InstructionId) -> Built {

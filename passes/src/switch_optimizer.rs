@@ -21,7 +21,7 @@ use hlo::{InstructionId, Module, PrimitiveType};
 
 use crate::pass::{Changed, Context, Pass, PassError};
 use crate::step::{Direction, DirectionStatus, Update, UpdateForm, Value};
-use crate::values::{materialise, product, readers, summed, times, update_of, wide_type};
+use crate::values::{materialise, product, readers, stepped, summed, update_of, wide_type};
 
 /// The pass, see the module's documentation.
 #[derive(Debug, Clone, Copy, Default)]
@@ -94,13 +94,5 @@ fn by_moment(
     let mut rate = Some(b.convert(rate, wide)?);
     rate = product(b, rate, &direction.parts.inner, wide)?;
     rate = product(b, rate, &direction.buried, wide)?;
-    // Without decay between them, all scalars are multiplied before any array is.
-    if direction.parts.decay.is_empty() {
-        rate = product(b, rate, &direction.parts.outer, wide)?;
-        return times(b, rate, moment);
-    }
-    let step = times(b, rate, moment)?;
-    let step = summed(b, step, &direction.parts.decay, wide)?;
-    let outer = product(b, None, &direction.parts.outer, wide)?;
-    times(b, outer, step)
+    stepped(b, &direction.parts, rate, moment, wide)
 }

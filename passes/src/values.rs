@@ -9,7 +9,7 @@ use hlo::{Computation, InstructionId, Module, Opcode, PrimitiveType, Shape};
 
 use crate::mesh;
 use crate::pass::PassError;
-use crate::step::{Factors, Term, Update, UpdateForm, Value};
+use crate::step::{Factors, Term, Update, UpdateForm, UpdateParts, Value};
 
 /// The array that `value` names, taken out of its tuple where it lies in one.
 ///
@@ -202,6 +202,26 @@ pub(crate) fn summed(
     Ok(made)
 }
 
+/// η·(w + s·x) in a wide type: a step in which `x` stands for what data decides, with learning rate η and decoupled weight decay
+/// w of an update's parts, and a scalar s, if any.
+pub(crate) fn stepped(
+    b: &mut Builder<'_>,
+    parts: &UpdateParts,
+    scalar: Option<InstructionId>,
+    x: InstructionId,
+    wide: PrimitiveType,
+) -> Result<InstructionId, PassError> {
+    // Without decay between them, all scalars are multiplied before any array is.
+    if parts.decay.is_empty() {
+        let all = product(b, scalar, &parts.outer, wide)?;
+        return times(b, all, x);
+    }
+    let step = times(b, scalar, x)?;
+    let step = summed(b, step, &parts.decay, wide)?;
+    let outer = product(b, None, &parts.outer, wide)?;
+    times(b, outer, step)
+}
+
 /// p' - p of an update, in a wide type, for another reader than the step's own.
 pub(crate) fn update_of(b: &mut Builder<'_>, update: &Update, wide: PrimitiveType) -> Result<InstructionId, PassError> {
     let (u, negative) = match update.form {
@@ -230,7 +250,7 @@ pub(crate) fn wide_type(b: &Builder<'_>, values: &[InstructionId]) -> Result<Pri
 }
 
 /// Which element of a tuple holds leaf `leaf`, and which leaf of that element it is.
-fn element_of(tuple: &Shape, leaf: usize) -> Option<(usize, usize)> {
+pub(crate) fn element_of(tuple: &Shape, leaf: usize) -> Option<(usize, usize)> {
     let mut before = 0;
     for (index, element) in tuple.tuple_elements().enumerate() {
         let count = element.num_leaves();

@@ -45,9 +45,12 @@ def shuffled(x, seed):
     return jnp.sort(narrow + noise, axis=1).at[:, 0].add(1), jnp.take_along_axis(x, order[None, :, None], 1)
 
 
+GPT = optimizers.gpt()
+
+
 def trained(params, tokens):
     """A step of a small GPT."""
-    loss, grads = jax.value_and_grad(optimizers.gpt().loss)(params, tokens)
+    loss, grads = jax.value_and_grad(GPT.loss)(params, tokens)
     updates, _ = optax.adamw(1e-3).update(grads, optax.adamw(1e-3).init(params), params)
     return optax.apply_updates(params, updates), loss
 
@@ -57,7 +60,7 @@ PROGRAMS = {
     "convolution": (jax.grad(lambda *a: jnp.square(convolved(*a)).sum(), (0, 1)), (X, np.ones((3, 3, 1, 4), np.float32))),
     "loops": (looped, (X, np.float32(0.5))),
     "bits": (shuffled, (X, np.uint32(3))),
-    "gpt": (trained, (optimizers.gpt().params, optimizers.gpt().batch(0))),
+    "gpt": (trained, (GPT.params, GPT.batch(0))),
 }
 
 

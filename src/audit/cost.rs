@@ -66,20 +66,24 @@ pub(super) fn bytes(module: &Module, within: &Computation, kernel: &Instruction,
 
 /// Floating-point operations of one launch of `kernel`.
 pub(super) fn flops(module: &Module, within: &Computation, kernel: &Instruction) -> u64 {
-    match fused(module, kernel) {
-        Some(body) => body.instructions().map(|(_, i)| flops(module, body, i)).sum_saturating(),
-        None => flops_of(within, kernel),
-    }
+    of_each(module, within, kernel, flops_of)
 }
 
-/// Floating-point operations of the products and convolutions of one launch of `kernel`.
+/// Those of its products and convolutions.
 pub(super) fn product_flops(module: &Module, within: &Computation, kernel: &Instruction) -> u64 {
+    of_each(module, within, kernel, |within, i| products_of(within, i).unwrap_or(0))
+}
+
+/// What is counted of an operation, or of all that are fused into one.
+fn of_each(
+    module: &Module,
+    within: &Computation,
+    kernel: &Instruction,
+    count: fn(&Computation, &Instruction) -> u64,
+) -> u64 {
     match fused(module, kernel) {
-        Some(body) => body.instructions().map(|(_, i)| product_flops(module, body, i)).sum_saturating(),
-        None if matches!(kernel.opcode, Opcode::Dot | Opcode::Convolution | Opcode::CustomCall) => {
-            flops_of(within, kernel)
-        }
-        None => 0,
+        Some(body) => body.instructions().map(|(_, i)| of_each(module, body, i, count)).sum_saturating(),
+        None => count(within, kernel),
     }
 }
 
@@ -130,45 +134,27 @@ fn written_of_output(body: &Computation, id: hlo::InstructionId, shape: &Shape) 
 }
 
 fn flops_of(within: &Computation, i: &Instruction) -> u64 {
+    if let Some(flops) = products_of(within, i) {
+        return flops;
+    }
     let elements = i.shape.leaves().map(|s| s.num_elements()).sum_saturating();
     match i.opcode {
-        Opcode::Dot => {
-            let dims = i.attributes.dot_dimension_numbers.as_option();
-            let contracting = dims.map_or(&[][..], |d| &d.lhs_contracting_dimensions);
-            product(i.shape.num_elements(), operand(within, i, 0), contracting)
-        }
-        Opcode::Convolution => convolution(within, i),
         Opcode::Reduce => {
             // Half of the operands are initial values.
             let inputs = i.operands.len() / 2;
             let shapes = i.operands.iter().take(inputs).filter_map(|&id| within.get(id));
             shapes.map(|o| o.shape.num_elements()).sum_saturating()
         }
-        Opcode::CustomCall if i.attributes.custom_call_target.starts_with("__cublas") => cublas(within, i),
         Opcode::Copy | Opcode::Convert | Opcode::Select | Opcode::Compare => 0,
         opcode if opcode.is_elementwise() && i.shape.element_type().is_floating() => elements,
         _ => 0,
     }
 }
 
-/// 2·(elements that come out)·(terms of each).
-fn product(elements: u64, lhs: Option<&Instruction>, contracting: &[i64]) -> u64 {
-    let Some(lhs) = lhs else { return 0 };
-    let terms = contracting.iter().map(|&d| extent(&lhs.shape, d)).fold(1, u64::saturating_mul);
-    elements.saturating_mul(terms).saturating_mul(2)
-}
-
-fn extent(shape: &Shape, dimension: i64) -> u64 {
-    let extent = usize::try_from(dimension).ok().and_then(|d| shape.dims().get(d).copied());
-    extent.and_then(|e| u64::try_from(e).ok()).unwrap_or(1)
-}
-
-fn convolution(within: &Computation, i: &Instruction) -> u64 {
-    let Some(kernel) = operand(within, i, 1) else { return 0 };
-    let dims = i.attributes.convolution_dimension_numbers.as_option();
-    let features = dims.map_or(1, |d| extent(&kernel.shape, d.kernel_output_feature_dimension)).max(1);
-    let terms = kernel.shape.num_elements() / features;
-    i.shape.num_elements().saturating_mul(terms).saturating_mul(2)
+/// Those of a product or a convolution; `None` of anything else.
+fn products_of(within: &Computation, i: &Instruction) -> Option<u64> {
+    let cublas_call = i.opcode == Opcode::CustomCall && i.attributes.custom_call_target.starts_with("__cublas");
+    if cublas_call { Some(cublas(within, i)) } else { hlo::flops::product(within, i) }
 }
 
 /// A product of cuBLAS says in its configuration which dimensions it contracts.
@@ -181,5 +167,7 @@ fn cublas(within: &Computation, i: &Instruction) -> u64 {
     };
     // The result, and after it room to work in.
     let result = i.shape.leaves().next().map_or(0, |s| s.num_elements());
-    contracting().map_or(0, |contracting| product(result, operand(within, i, 0), &contracting))
+    let lhs = operand(within, i, 0).map(|lhs| &lhs.shape);
+    let counted = |(lhs, dims): (&Shape, Vec<i64>)| hlo::flops::contraction(result, lhs, &dims);
+    lhs.zip(contracting()).map_or(0, counted)
 }

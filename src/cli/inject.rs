@@ -19,8 +19,7 @@ use crate::target::Target;
 use crate::verify;
 use indicatif::HumanBytes;
 use passes::layout::ArrayKind;
-use passes::policy::GroupPolicy;
-use passes::policy::SpectralWork;
+use passes::policy::{GroupPolicy, SpectralWork};
 use passes::spectral::{Cost, TensorClass};
 use passes::{ControllerLayout, Replicas};
 

@@ -35,6 +35,8 @@ mod export;
 
 mod wire;
 
+pub mod flops;
+
 pub mod infer;
 
 pub mod build;

@@ -322,11 +322,6 @@ impl<'m> Graph<'m> {
         self.loops.get(&(computation, site)).map(Vec::as_slice).unwrap_or_default()
     }
 
-    /// The body of a `while`: the callee whose result is not a scalar predicate.
-    pub(super) fn body_of(&self, instruction: &Instruction) -> Option<ComputationId> {
-        loop_body(self.module, instruction)
-    }
-
     /// The initial values of all leaves of the `while` that a node belongs to, by leaf.
     pub(super) fn initial(&self, leaf: NodeId) -> &[NodeId] {
         let node = self.node(leaf);
@@ -624,8 +619,7 @@ impl<'m> Builder<'m> {
             }
             Opcode::Conditional => self.conditional(computation_id, id, instruction, operands, inner),
             Opcode::While => {
-                let body = self
-                    .loop_body(instruction)
+                let body = loop_body(self.module, instruction)
                     .ok_or_else(|| bad(self, "its body cannot be told from its condition"))?;
                 let dependencies = self.body_dependencies(body)?;
                 let initial = operands.first().copied().unwrap_or_default();
@@ -733,10 +727,6 @@ impl<'m> Builder<'m> {
         Ok(made)
     }
 
-    fn loop_body(&self, instruction: &Instruction) -> Option<ComputationId> {
-        loop_body(self.module, instruction)
-    }
-
     /// For each leaf of a loop body's result: the leaves it depends on after any number of iterations, and
     /// whether it is passed through unchanged.
     fn body_dependencies(&mut self, body: ComputationId) -> Result<BodyDependencies, DiscoverError> {
@@ -774,7 +764,7 @@ impl<'m> Builder<'m> {
 }
 
 /// The body of a `while`: the callee whose result is not a scalar predicate.
-fn loop_body(module: &Module, instruction: &Instruction) -> Option<ComputationId> {
+pub(super) fn loop_body(module: &Module, instruction: &Instruction) -> Option<ComputationId> {
     let is_condition = |c: &ComputationId| {
         let root = module.computation(*c).and_then(Computation::root_instruction);
         root.is_some_and(|r| r.shape.is_scalar() && r.shape.element_type() == PrimitiveType::PRED)

@@ -7,7 +7,7 @@ use std::num::NonZeroU32;
 
 use hlo::{ComputationId, Instruction, InstructionId, Module, Opcode};
 
-use super::graph::{Graph, NodeId, Op};
+use super::graph::{Graph, NodeId, Op, loop_body};
 use crate::loops::Trips;
 
 /// What a loop is made of.
@@ -27,7 +27,7 @@ pub(super) struct Loop<'a, 'm> {
 pub fn trip_count(module: &Module, computation: ComputationId, site: InstructionId) -> Option<u64> {
     let instruction = module.computation(computation)?.get(site)?;
     let outer = Graph::new(module, computation).ok()?;
-    let body_id = outer.body_of(instruction)?;
+    let body_id = loop_body(module, instruction)?;
     let body = Graph::new(module, body_id).ok()?;
     let initial = outer.initial_of(computation, site);
     let trips = Loop { outer: &outer, initial, body: &body, instruction }.trips(body_id).ok()?;

@@ -268,6 +268,12 @@ impl Fields {
     }
 }
 
+/// Refuses what a policy wants of the structure, where the module has something else.
+fn structure(key: &'static str, injected: &dyn ToString, wanted: &dyn ToString) -> Result<(), PolicyError> {
+    let (injected, wanted) = (injected.to_string(), wanted.to_string());
+    if injected == wanted { Ok(()) } else { Err(PolicyError::Structure { key, injected, wanted }) }
+}
+
 impl ControllerLayout {
     /// The layout for these tensors under a policy; inputs and outputs are numbered when they are appended.
     ///
@@ -397,10 +403,6 @@ impl ControllerLayout {
     ///
     /// Where the policy differs in structure, or a pattern names no tensor.
     pub fn policy_vector(&self, policy: &Policy) -> Result<Vec<f32>, PolicyError> {
-        let structure = |key, injected: &dyn ToString, wanted: &dyn ToString| {
-            let (injected, wanted) = (injected.to_string(), wanted.to_string());
-            if injected == wanted { Ok(()) } else { Err(PolicyError::Structure { key, injected, wanted }) }
-        };
         for ((key, injected), (_, wanted)) in self.entropy.structure().iter().zip(policy.entropy.structure()) {
             structure(key, injected, &wanted)?;
         }
@@ -463,21 +465,18 @@ impl ControllerLayout {
 
     /// Refuses a policy that makes singular values equal in another way than the module does.
     fn check_spectral(&self, policy: &Policy) -> Result<(), PolicyError> {
-        let structure = |key, injected: String, wanted: String| {
-            if injected == wanted { Ok(()) } else { Err(PolicyError::Structure { key, injected, wanted }) }
-        };
         let Some(wanted) = SpectralStructure::of(policy) else { return Ok(()) };
         let Some(injected) = self.spectral else {
-            return structure("spectral.enabled", false.to_string(), true.to_string());
+            return structure("spectral.enabled", &false, &true);
         };
-        structure("spectral.iterations", injected.iterations.to_string(), wanted.iterations.to_string())?;
-        structure("spectral.dtype", injected.dtype.name().to_owned(), wanted.dtype.name().to_owned())?;
-        structure("spectral.min_side", injected.min_side.to_string(), wanted.min_side.to_string())?;
-        structure("spectral.replicas", injected.replicas.name().to_owned(), wanted.replicas.name().to_owned())?;
+        structure("spectral.iterations", &injected.iterations, &wanted.iterations)?;
+        structure("spectral.dtype", &injected.dtype.name(), &wanted.dtype.name())?;
+        structure("spectral.min_side", &injected.min_side, &wanted.min_side)?;
+        structure("spectral.replicas", &injected.replicas.name(), &wanted.replicas.name())?;
         let said = policy.spectral_tensors(self.tensors.iter().map(|t| t.name.as_str()))?;
         let told = |name: &str, said: SpectralTensor| format!("{name}: {said}");
         for ((tensor, was), said) in self.tensors.iter().zip(&self.matrices).zip(said) {
-            structure("spectral.tensors", told(&tensor.name, was.said), told(&tensor.name, said.structure()))?;
+            structure("spectral.tensors", &told(&tensor.name, was.said), &told(&tensor.name, said.structure()))?;
         }
         Ok(())
     }

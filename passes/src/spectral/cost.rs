@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use hlo::partitioning::Partitioning;
-use hlo::{Computation, ComputationId, Instruction, Module, Opcode, Shape};
+use hlo::{ComputationId, Module, Opcode, flops};
 
 use crate::discover::trip_count;
 use crate::layout::ControllerLayout;
@@ -77,14 +77,12 @@ impl Counter<'_> {
             return known;
         }
         let Some(computation) = self.module.computation(id).filter(|_| depth < MAX_DEPTH) else { return 0 };
-        let mut flops = 0_u64;
+        let mut sum = 0_u64;
         for (site, instruction) in computation.instructions() {
             let called = |counter: &mut Self| -> Vec<u64> {
                 instruction.called.iter().map(|&called| counter.computation(called, depth + 1)).collect()
             };
             let more = match instruction.opcode {
-                Opcode::Dot => dot(computation, instruction),
-                Opcode::Convolution => convolution(computation, instruction),
                 Opcode::While => {
                     let trips = trip_count(self.module, id, site);
                     let once = called(self).into_iter().fold(0, u64::saturating_add);
@@ -94,35 +92,13 @@ impl Counter<'_> {
                 // One of the branches runs.
                 Opcode::Conditional => called(self).into_iter().max().unwrap_or(0),
                 Opcode::Call | Opcode::Fusion => called(self).into_iter().fold(0, u64::saturating_add),
-                _ => 0,
+                _ => flops::product(computation, instruction).unwrap_or(0),
             };
-            flops = flops.saturating_add(more);
+            sum = sum.saturating_add(more);
         }
-        self.known.insert(id, flops);
-        flops
+        self.known.insert(id, sum);
+        sum
     }
-}
-
-fn extent(shape: &Shape, dimension: i64) -> u64 {
-    let extent = usize::try_from(dimension).ok().and_then(|d| shape.dims().get(d).copied());
-    extent.and_then(|e| u64::try_from(e).ok()).unwrap_or(1)
-}
-
-/// Two operations for each term of each element that comes out.
-fn dot(within: &Computation, i: &Instruction) -> u64 {
-    let dims = i.attributes.dot_dimension_numbers.as_option();
-    let lhs = i.operands.first().and_then(|&id| within.get(id));
-    let (Some(dims), Some(lhs)) = (dims, lhs) else { return 0 };
-    let terms = dims.lhs_contracting_dimensions.iter().map(|&d| extent(&lhs.shape, d)).fold(1, u64::saturating_mul);
-    i.shape.num_elements().saturating_mul(terms).saturating_mul(2)
-}
-
-/// Likewise, with a term for each element of the kernel that belongs to one feature.
-fn convolution(within: &Computation, i: &Instruction) -> u64 {
-    let Some(kernel) = i.operands.get(1).and_then(|&id| within.get(id)) else { return 0 };
-    let dims = i.attributes.convolution_dimension_numbers.as_option();
-    let features = dims.map_or(1, |d| extent(&kernel.shape, d.kernel_output_feature_dimension)).max(1);
-    i.shape.num_elements().saturating_mul(kernel.shape.num_elements() / features).saturating_mul(2)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use hlo::{Computation, ComputationId, Instruction, InstructionId, Module, Opcode, Shape};
 
 use crate::discover::TRANSPARENT;
+use crate::values::element_of;
 
 /// One array: a leaf of the value of an instruction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -63,9 +64,9 @@ impl<'m> Flow<'m> {
         };
         match user.opcode {
             Opcode::GetTupleElement => {
-                let range = self.instruction(place).and_then(|tuple| element_range(&tuple.shape, user.index()?));
-                let inner = range.and_then(|(first, count)| place.leaf.checked_sub(first).filter(|&leaf| leaf < count));
-                inner.map(here).into_iter().collect()
+                let element = self.instruction(place).and_then(|tuple| element_of(&tuple.shape, place.leaf));
+                let taken = element.filter(|&(element, _)| user.index() == Some(element));
+                taken.map(|(_, leaf)| here(leaf)).into_iter().collect()
             }
             Opcode::Tuple => vec![here(self.leaves_before(place.computation, user, number) + place.leaf)],
             Opcode::CustomCall if hands_through(user) => {
@@ -118,7 +119,7 @@ impl<'m> Flow<'m> {
             (Opcode::Parameter, _) => self.arguments(place, instruction.index().unwrap_or(0)),
             (Opcode::GetTupleElement, &[tuple]) => {
                 let shape = self.instruction(here(tuple, 0)).map(|tuple| &tuple.shape);
-                let first = shape.and_then(|shape| element_range(shape, instruction.index()?)).map(|(first, _)| first);
+                let first = shape.and_then(|shape| first_leaf(shape, instruction.index()?));
                 first.map(|first| here(tuple, first + place.leaf)).into_iter().collect()
             }
             (Opcode::Tuple, _) => self.operand_leaf(place, instruction).into_iter().collect(),
@@ -202,15 +203,8 @@ fn hands_through(call: &Instruction) -> bool {
     call.opcode == Opcode::CustomCall && TRANSPARENT.contains(&call.attributes.custom_call_target.as_str())
 }
 
-/// The first leaf of a tuple's element, and how many it has.
-fn element_range(tuple: &Shape, index: usize) -> Option<(usize, usize)> {
-    let mut before = 0;
-    for (number, element) in tuple.tuple_elements().enumerate() {
-        let count = element.num_leaves();
-        if number == index {
-            return Some((before, count));
-        }
-        before += count;
-    }
-    None
+/// The first leaf of a tuple's element.
+fn first_leaf(tuple: &Shape, element: usize) -> Option<usize> {
+    let elements: Vec<usize> = tuple.tuple_elements().map(|element| element.num_leaves()).collect();
+    Some(elements.get(..=element)?.split_last()?.1.iter().sum())
 }

@@ -47,7 +47,7 @@ use crate::layout::{
 use crate::pass::{Changed, Context, Pass, PassError};
 use crate::policy::{Policy, SpectralPolicy, SpectralWork};
 use crate::step::{DirectionStatus, Parameter, PartsStatus, Update, UpdateForm, UpdateParts, Value};
-use crate::values::{materialise, own_copy, product, readers, summed, times, update_of, wide_type};
+use crate::values::{materialise, own_copy, product, readers, stepped, summed, times, update_of, wide_type};
 
 /// How products of matrices are emitted; a property of the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -129,7 +129,12 @@ impl Spectral {
             let short = statistics.short_names.get(number).map_or("", String::as_str);
             let Some((planned, matrices)) = planned.get(number).and_then(|p| Some((p, p.matrices?))) else { continue };
             scope(&mut e.b, parameter, short);
-            refuse_own(e.b.module(), context, parameter, update)?;
+            let d = match &parameter.parts {
+                PartsStatus::Found(parts) => parts.value,
+                PartsStatus::Absent { .. } => update.new,
+            };
+            // Its entropy is told once for all devices.
+            context.refuse_own(e.b.module(), &parameter.name, d)?;
             let targets = readers(e.b.module().entry_computation(), &users, update.new, &parameter.name)?;
             let new = materialise(&mut e.b, update.new)?;
             let d = data_driven(&mut e.b, parameter, update, control.switch, number)?;
@@ -214,16 +219,6 @@ impl Spectral {
         }
         Ok(made.into_iter().flatten().collect())
     }
-}
-
-/// Refuses an update of which devices may have different ones: its entropy is told once for all of them.
-fn refuse_own(module: &Module, context: &Context, parameter: &Parameter, update: &Update) -> Result<(), PassError> {
-    let Some(entered) = &context.entered else { return Ok(()) };
-    let d = match &parameter.parts {
-        PartsStatus::Found(parts) => parts.value,
-        PartsStatus::Absent { .. } => update.new,
-    };
-    entered.refuse_own(module, &parameter.name, d)
 }
 
 /// Names what follows after a tensor.
@@ -383,16 +378,7 @@ fn put_together(
     wide: PrimitiveType,
 ) -> Result<InstructionId, PassError> {
     let inner = product(b, None, &parts.inner, wide)?;
-    let step = if parts.decay.is_empty() {
-        // Without decay between them, all scalars are multiplied before any array is.
-        let all = product(b, inner, &parts.outer, wide)?;
-        times(b, all, d)?
-    } else {
-        let step = times(b, inner, d)?;
-        let step = summed(b, step, &parts.decay, wide)?;
-        let outer = product(b, None, &parts.outer, wide)?;
-        times(b, outer, step)?
-    };
+    let step = stepped(b, parts, inner, d, wide)?;
     summed(b, step, &parts.base, wide)
 }
 
