@@ -149,18 +149,22 @@ def make_params(config: Config, key: jax.Array) -> Params:
     return params
 
 
-def loss(config: Config, params: Params, tokens: jax.Array) -> jax.Array:
-    """Mean cross entropy, in nats per token, of each token of a row given those before it."""
+def logits(config: Config, params: Params, inputs: jax.Array) -> jax.Array:
+    """f32[rows, positions, vocab_rows]: of each next token, from int32[rows, positions]."""
     dtype = jnp.dtype(config.compute)
-    inputs, targets = tokens[:, :-1], tokens[:, 1:]
     x = (params["wte"][inputs] + params["wpe"]).astype(dtype)
     for layer in range(config.layers):
         block = params[f"h{layer}"]
         x = x + _attention(config, block, _norm(x, block["ln_1"], block["ln_1_bias"]))
         x = x + _mlp(config, block, _norm(x, block["ln_2"], block["ln_2_bias"]))
     x = _norm(x, params["ln_f"], params["ln_f_bias"])
-    logits = jnp.einsum("btd,vd->btv", x, params["wte"].astype(dtype), preferred_element_type=jnp.float32)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
+    return jnp.einsum("btd,vd->btv", x, params["wte"].astype(dtype), preferred_element_type=jnp.float32)
+
+
+def loss(config: Config, params: Params, tokens: jax.Array) -> jax.Array:
+    """Mean cross entropy, in nats per token, of each token of a row given those before it."""
+    predicted = logits(config, params, tokens[:, :-1])
+    return optax.softmax_cross_entropy_with_integer_labels(predicted, tokens[:, 1:]).mean()
 
 
 def training(config: Config) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:

@@ -1,0 +1,135 @@
+"""Runs and their records: what was done already is not done again.
+
+A procedure is a function that asks its `Lab` for results. The same procedure does runs, or, with a lab that only reads, makes a
+table of what is there.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import math
+import multiprocessing
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from .corpus import Corpus, read
+from .training import Result, Run, train
+
+
+class Missing(Exception):
+    """A result that a procedure needs is not on record."""
+
+
+class Lab:
+    """Does runs over a text, and keeps records of them in a file of JSON lines.
+
+    Args:
+      records: the file; it is made where it is not there.
+      text: what is trained on.
+      read_only: whether a run that is not on record is `Missing`, and not done.
+    """
+
+    def __init__(self, records: pathlib.Path, text: Corpus, read_only: bool = False):
+        self.text = text
+        self._path = records
+        self._read_only = read_only
+        self._known = dict(_read(records))
+
+    def run(self, run: Run) -> Result:
+        """The result of a run, done now if it was not done before.
+
+        Raises:
+          Missing: it is not on record, and this lab only reads.
+        """
+        key = self._key(run)
+        if key not in self._known:
+            if self._read_only:
+                raise Missing(f"{run.family} with policy {run.policy}, {run.steps} steps, seed {run.seed}: not on record")
+            start = time.monotonic()
+            result = train(run, self.text)
+            self._known[key] = result
+            self._write(key, run, result)
+            print(
+                f"{run.family:13} {_name(run.policy):24.24} {run.steps:5} steps  seed {run.seed:3}  validation {result.validation:.4f}  "
+                f"{time.monotonic() - start:5.0f} s",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+        return self._known[key]
+
+    def _key(self, run: Run) -> str:
+        return hashlib.sha256(f"{self.text.digest} {json.dumps(run.describe(), sort_keys=True)}".encode()).hexdigest()[:16]
+
+    def _write(self, key: str, run: Run, result: Result) -> None:
+        values = dataclasses.asdict(result)
+        for name in ("test", "validation"):
+            values[name] = _number(values[name])
+        values["curve"] = [(step, _number(loss)) for step, loss in values["curve"]]
+        values["step_ms"] = round(values["step_ms"], 2)
+        line = json.dumps({"key": key, "text": self.text.digest, "run": run.describe(), "result": values})
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a") as file:
+            # Several processes write to it.
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.write(line + "\n")
+
+
+def _read(path: pathlib.Path) -> Iterator[tuple[str, Result]]:
+    if not path.exists():
+        return
+    for line in path.read_text().splitlines():
+        # The last line of a process that was killed can be half a line.
+        with contextlib.suppress(json.JSONDecodeError):
+            record = json.loads(line)
+            values = record["result"]
+            for name in ("test", "validation"):
+                values[name] = math.inf if values[name] is None else values[name]
+            values["curve"] = [(step, math.inf if loss is None else loss) for step, loss in values["curve"]]
+            yield record["key"], Result(**values)
+
+
+def _number(value: float) -> float | None:
+    # JSON has no infinity.
+    return round(value, 6) if math.isfinite(value) else None
+
+
+def _name(policy: Any) -> str:
+    return "-" if policy is None else policy if isinstance(policy, str) else json.dumps(policy)
+
+
+Procedure = Callable[..., Any]
+
+
+def perform(tasks: Sequence[tuple[Procedure, tuple[Any, ...]]], records: pathlib.Path, text: tuple[pathlib.Path, ...], jobs: int) -> None:
+    """Does procedures with their arguments, several at a time, each in a process with one thread for arithmetic.
+
+    Raises:
+      Exception: what the first procedure that failed raised, after the others have ended.
+    """
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    context = multiprocessing.get_context("spawn")
+    cores = context.SimpleQueue()
+    available = sorted(os.sched_getaffinity(0))
+    for job in range(jobs):
+        cores.put(available[job % len(available)])
+    with concurrent.futures.ProcessPoolExecutor(jobs, context, _stay_on_core, (cores,)) as pool:
+        done = [pool.submit(_perform, procedure, args, records, text) for procedure, args in tasks]
+        failures = [future.exception() for future in done]
+    for failure in failures:
+        if failure is not None:
+            raise failure
+
+
+def _stay_on_core(cores: Any) -> None:
+    # Small matrices are multiplied fastest by one thread, and XLA takes as many as there are cores for its process.
+    os.sched_setaffinity(0, {cores.get()})
+
+
+def _perform(procedure: Procedure, args: tuple[Any, ...], records: pathlib.Path, text: tuple[pathlib.Path, ...]) -> None:
+    procedure(Lab(records, read(text)), *args)
