@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import pathlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -118,7 +119,7 @@ def perform(tasks: Sequence[tuple[Procedure, tuple[Any, ...]]], records: pathlib
     available = sorted(os.sched_getaffinity(0))
     for job in range(jobs):
         cores.put(available[job % len(available)])
-    with concurrent.futures.ProcessPoolExecutor(jobs, context, _stay_on_core, (cores,)) as pool:
+    with concurrent.futures.ProcessPoolExecutor(jobs, context, _begin, (cores,)) as pool:
         done = [pool.submit(_perform, procedure, args, records, text) for procedure, args in tasks]
         failures = [future.exception() for future in done]
     for failure in failures:
@@ -126,9 +127,17 @@ def perform(tasks: Sequence[tuple[Procedure, tuple[Any, ...]]], records: pathlib
             raise failure
 
 
-def _stay_on_core(cores: Any) -> None:
+def _begin(cores: Any) -> None:
     # Small matrices are multiplied fastest by one thread, and XLA takes as many as there are cores for its process.
     os.sched_setaffinity(0, {cores.get()})
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    # A worker whose program was killed would go on with all of its procedure, beside the one that is started next.
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _perform(procedure: Procedure, args: tuple[Any, ...], records: pathlib.Path, text: tuple[pathlib.Path, ...]) -> None:

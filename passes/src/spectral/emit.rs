@@ -52,17 +52,33 @@ pub(super) struct Equalised {
     pub(super) entropy: InstructionId,
 }
 
-/// Numbers of the policy, f32\[\] each.
+/// Numbers of the policy.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Numbers {
+    /// f32\[\].
     pub(super) alpha: InstructionId,
+    /// f32\[\].
     pub(super) target: InstructionId,
+    /// Of each matrix, f32\[c\].
     pub(super) k: InstructionId,
+}
+
+/// What became of a stack of updates.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Mixed {
+    /// The updates, f32\[c, m, n\].
+    matrices: InstructionId,
+    /// The share of each that was made equal, f32\[c\].
+    alpha: InstructionId,
+    /// Spectral entropy of what each was, f32\[c\]; 0 where it is not sound.
+    entropy: InstructionId,
+    /// 1 where one is sound, and 0 elsewhere, f32\[c\].
+    sound: InstructionId,
 }
 
 /// What became of the update of one tensor.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Mixed {
+pub(super) struct MixedTensor {
     /// The stack, f32\[c, m, n\].
     pub(super) matrices: InstructionId,
     /// Whether any of it is different, pred\[\].
@@ -121,6 +137,7 @@ impl<'m> Emitter<'m> {
     /// G = X·Xᵀ,   X ← a·X + (b·G + c·G·G)·X       (Xᵀ·X, on the right, where columns are the shorter side)
     /// ```
     ///
+    /// emitted as (a·1 + b·G + c·G·G)·X, for which no array as large as X is made but the next X.
     /// With σ the singular values of a matrix of norm 1, the first G has the trace Σσ² = 1 and the squared norm Σσ⁴, so that
     /// the Rényi entropy of order 2 of the shares σ² is −ln ‖G‖², and at most ln of the shorter side.
     pub(super) fn equalise(&mut self, unit: InstructionId) -> Result<Equalised, BuildError> {
@@ -131,19 +148,19 @@ impl<'m> Emitter<'m> {
         let wide = rows <= columns;
         let mut x = unit;
         let mut entropy = None;
+        let [a, b, c] = COEFFICIENTS;
+        let linear = self.times_identity(a, dims.first().copied().unwrap_or(0), rows.min(columns))?;
         for _ in 0..self.iterations {
             let gram = if wide { self.dot(x, x, 2, 2)? } else { self.dot(x, x, 1, 1)? };
             if entropy.is_none() {
                 entropy = Some(self.entropy(gram, rows.min(columns))?);
             }
             let square = self.dot(gram, gram, 2, 1)?;
-            let [a, b, c] = COEFFICIENTS;
             let cubic = self.times(b, gram)?;
             let quintic = self.times(c, square)?;
             let polynomial = self.b.add(cubic, quintic)?;
-            let moved = if wide { self.dot(polynomial, x, 2, 1)? } else { self.dot(x, polynomial, 2, 1)? };
-            let kept = self.times(a, x)?;
-            x = self.b.add(kept, moved)?;
+            let polynomial = self.b.add(linear, polynomial)?;
+            x = if wide { self.dot(polynomial, x, 2, 1)? } else { self.dot(x, polynomial, 2, 1)? };
         }
         let square = self.b.multiply(x, x)?;
         let energy = self.fold(square, self.add)?;
@@ -184,8 +201,7 @@ impl<'m> Emitter<'m> {
         numbers: Numbers,
     ) -> Result<Mixed, BuildError> {
         let alpha = self.share(made.entropy, numbers)?;
-        let k = self.b.broadcast_scalar_like(numbers.k, unit.norm)?;
-        let gain = self.b.multiply(k, unit.norm)?;
+        let gain = self.b.multiply(numbers.k, unit.norm)?;
         let gain = self.b.multiply(gain, unit.peak)?;
         let finite = self.b.is_finite(gain)?;
         let sound = self.b.and(unit.sound, finite)?;
@@ -202,13 +218,28 @@ impl<'m> Emitter<'m> {
         let moves = self.b.compare(alpha, zeros, ComparisonDirection::Gt)?;
         let spread = self.over(moves, d)?;
         let matrices = self.b.select(spread, mixed, d)?;
-        let most = self.b.reduce_all(alpha, self.zero, self.maximum)?;
-        let differs = self.b.compare(most, self.zero, ComparisonDirection::Gt)?;
-        let counted = self.b.select(unit.sound, made.entropy, zeros)?;
-        let entropy = self.b.reduce_all(counted, self.zero, self.add)?;
+        let entropy = self.b.select(unit.sound, made.entropy, zeros)?;
         let sound = self.b.convert(unit.sound, PrimitiveType::F32)?;
-        let sound = self.b.reduce_all(sound, self.zero, self.add)?;
-        Ok(Mixed { matrices, differs, entropy, sound })
+        Ok(Mixed { matrices, alpha, entropy, sound })
+    }
+
+    /// Matrices `first..last` of a stack, as those of one tensor.
+    pub(super) fn tensor(&mut self, of: &Mixed, first: i64, last: i64) -> Result<MixedTensor, BuildError> {
+        let matrices = self.b.slice_first(of.matrices, first, last)?;
+        let most = self.fold_part(of.alpha, first, last, self.maximum)?;
+        let differs = self.b.compare(most, self.zero, ComparisonDirection::Gt)?;
+        let entropy = self.fold_part(of.entropy, first, last, self.add)?;
+        let sound = self.fold_part(of.sound, first, last, self.add)?;
+        Ok(MixedTensor { matrices, differs, entropy, sound })
+    }
+
+    /// A fold of elements `first..last` of a vector. Of a single one it is that one, for which nothing is launched.
+    fn fold_part(&mut self, x: InstructionId, first: i64, last: i64, reducer: ComputationId) -> Built {
+        if last - first == 1 {
+            return self.b.element(x, first);
+        }
+        let part = self.b.slice_first(x, first, last)?;
+        self.b.reduce_all(part, self.zero, reducer)
     }
 
     /// The α of each matrix: that of the policy, and under a target t below 1 times (t − E)/(1 − E) within 0 and 1, as if
@@ -229,7 +260,7 @@ impl<'m> Emitter<'m> {
 
     /// Mean entropies of all tensors as telemetry has them: f32\[n + 1\] with −1 where there is none, the last that of all
     /// matrices by their elements. Each tensor comes with the elements of one of its matrices.
-    pub(super) fn tell(&mut self, tensors: &[Option<(Mixed, f32)>], none: f32) -> Built {
+    pub(super) fn tell(&mut self, tensors: &[Option<(MixedTensor, f32)>], none: f32) -> Built {
         let none = self.b.constant_f32(none)?;
         let (mut weighted, mut weight) = (self.zero, self.zero);
         let mut told = Vec::with_capacity(tensors.len() + 1);
@@ -275,6 +306,23 @@ impl<'m> Emitter<'m> {
         let factor = self.b.constant(PrimitiveType::F32, factor)?;
         let factor = self.b.broadcast_scalar_like(factor, x)?;
         self.b.multiply(factor, x)
+    }
+
+    /// A factor times the identity, for each matrix of a stack of squares, f32\[count, side, side\].
+    fn times_identity(&mut self, factor: f64, count: i64, side: i64) -> Built {
+        let mut index = |dimension| {
+            let stated = Shape::array(PrimitiveType::S32, &[count, side, side]);
+            let attributes = HloInstructionProto { dimensions: vec![dimension], ..Default::default() };
+            self.b.emit_with(Opcode::Iota, &[], stated, attributes, Vec::new())
+        };
+        let (row, column) = (index(1)?, index(2)?);
+        let diagonal = self.b.compare(row, column, ComparisonDirection::Eq)?;
+        let stated = Shape::array(PrimitiveType::F32, &[count, side, side]);
+        let factor = self.b.constant(PrimitiveType::F32, factor)?;
+        let [on, off] = [factor, self.zero].map(|x| {
+            self.b.emit_with(Opcode::Broadcast, &[x], stated.clone(), HloInstructionProto::default(), Vec::new())
+        });
+        self.b.select(diagonal, on?, off?)
     }
 
     /// The products of two stacks matrix by matrix, summed over these dimensions, f32.
@@ -342,7 +390,10 @@ impl<'m> Emitter<'m> {
             matrices: self.gather(made.matrices, replicas)?,
             entropy: self.gather(made.entropy, replicas)?,
         };
-        self.part(all, 0, count)
+        Ok(Equalised {
+            matrices: self.b.slice_first(all.matrices, 0, count)?,
+            entropy: self.b.slice_first(all.entropy, 0, count)?,
+        })
     }
 
     /// What all replicas have, one after the other along the first dimension.
@@ -363,19 +414,5 @@ impl<'m> Emitter<'m> {
             [single] => Ok(*single),
             several => self.b.concatenate(several, 0),
         }
-    }
-
-    /// Matrices `first..last` of a stack and what there is one of for each.
-    pub(super) fn part(&mut self, of: Equalised, first: i64, last: i64) -> Result<Equalised, BuildError> {
-        let dims = self.b.shape(of.matrices)?.dims().to_vec();
-        let &[count, rows, columns] = dims.as_slice() else {
-            return Err(BuildError::NotInferable { opcode: Opcode::Slice });
-        };
-        if (first, last) == (0, count) {
-            return Ok(of);
-        }
-        let matrices = self.b.slice(of.matrices, &[(first, last), (0, rows), (0, columns)])?;
-        let entropy = self.b.slice_vector(of.entropy, first, last)?;
-        Ok(Equalised { matrices, entropy })
     }
 }

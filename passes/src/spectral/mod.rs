@@ -38,7 +38,7 @@ use hlo::{InstructionId, Module, Opcode, PrimitiveType, Shape};
 pub use class::{Classified, Matrices, TensorClass, classify};
 pub use cost::{Cost, newton_schulz_flops, step_flops};
 pub use emit::COEFFICIENTS;
-use emit::{Emitter, Equalised, Mixed, Numbers, Unit};
+use emit::{Emitter, MixedTensor, Numbers};
 
 use crate::control::{Controlled, SwitchControl};
 use crate::layout::{
@@ -52,11 +52,12 @@ use crate::values::{materialise, own_copy, product, readers, stepped, summed, ti
 /// How products of matrices are emitted; a property of the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum MatrixStyle {
-    /// Those of each tensor by themselves: for CPU, which works through a batch of products one after another anyhow.
+    /// Each tensor by itself: for CPU, which works through a batch of products one after another anyhow.
     #[default]
     Each,
-    /// Matrices of one size together, in one product with a batch dimension: for GPU and TPU, where small products leave most
-    /// of the device idle.
+    /// Matrices of one size together: for GPU and TPU, where small products leave most of the device idle, and each of the
+    /// kernels beside them is launched once for all. Those that lie the other way round are not turned for it: XLA's GPU
+    /// compiler then keeps their moments turned too, and copies them.
     Together,
 }
 
@@ -82,7 +83,6 @@ struct Treated<'s> {
     matrices: Matrices,
     /// D as a stack, f32\[c, m, n\].
     stack: InstructionId,
-    unit: Unit,
     /// p' as it was, and the values that are it.
     new: InstructionId,
     targets: Vec<InstructionId>,
@@ -140,17 +140,24 @@ impl Spectral {
             let d = data_driven(&mut e.b, parameter, update, control.switch, number)?;
             let narrow = e.b.convert(d, PrimitiveType::F32)?;
             let stack = stacked(&mut e.b, narrow, planned, matrices)?;
-            let unit = e.unit(stack)?;
-            treated.push(Treated { number, parameter, short, planned, matrices, stack, unit, new, targets });
+            treated.push(Treated { number, parameter, short, planned, matrices, stack, new, targets });
         }
         let sharing = context.replicas.filter(|_| spectral.replicas == SpectralWork::Share);
-        let made = self.equalise(&mut e, &treated, sharing.map(|replicas| i64::from(replicas.count.get())))?;
-        let mut told: Vec<Option<(Mixed, f32)>> = vec![None; updates.len()];
+        let sharing = sharing.map(|replicas| i64::from(replicas.count.get()));
+        let numbers = PolicyNumbers { layout, vector: statistics.policy };
+        let mut made: Vec<Option<MixedTensor>> = vec![None; treated.len()];
+        for group in self.groups(&treated, sharing.is_some()) {
+            for (index, mixed) in treat(&mut e, &treated, &group, numbers, sharing)? {
+                if let Some(slot) = made.get_mut(index) {
+                    *slot = Some(mixed);
+                }
+            }
+        }
+        let mut told: Vec<Option<(MixedTensor, f32)>> = vec![None; updates.len()];
         let mut replacements = HashMap::new();
-        for (tensor, made) in treated.iter().zip(made) {
+        for (tensor, mixed) in treated.iter().zip(made) {
+            let Some(mixed) = mixed else { continue };
             scope(&mut e.b, tensor.parameter, tensor.short);
-            let numbers = numbers(&mut e.b, layout, statistics.policy, tensor.number)?;
-            let mixed = e.mix(tensor.stack, &tensor.unit, made, numbers)?;
             #[allow(clippy::cast_precision_loss, reason = "a weight in a mean")]
             let elements = (tensor.matrices.rows * tensor.matrices.columns) as f32;
             if let Some(slot) = told.get_mut(tensor.number) {
@@ -171,23 +178,18 @@ impl Spectral {
         Ok((replacements, keep, updates, told))
     }
 
-    /// Newton-Schulz on all stacks, in order; those of one size together where that is the style, or where replicas share
-    /// the work.
-    fn equalise(
-        &self,
-        e: &mut Emitter<'_>,
-        treated: &[Treated<'_>],
-        sharing: Option<i64>,
-    ) -> Result<Vec<Equalised>, PassError> {
-        let together = self.style == MatrixStyle::Together || sharing.is_some();
+    /// Indices of the tensors that are treated together, in order: each alone; or matrices of one size, where that is the style
+    /// or replicas share the work.
+    fn groups(&self, treated: &[Treated<'_>], sharing: bool) -> Vec<Vec<usize>> {
+        let together = self.style == MatrixStyle::Together || sharing;
         let mut groups: Vec<Vec<usize>> = Vec::new();
         let of = |index: &usize| treated.get(*index).map(|t| t.matrices);
+        let size = |m: Matrices| (m.rows, m.columns);
         let elements = |m: Matrices| m.count.saturating_mul(m.rows).saturating_mul(m.columns);
         for (index, tensor) in treated.iter().enumerate() {
-            let size = (tensor.matrices.rows, tensor.matrices.columns);
             let fits = |group: &&mut Vec<usize>| {
                 let members = group.iter().filter_map(of);
-                let alike = members.clone().all(|m| (m.rows, m.columns) == size);
+                let alike = members.clone().all(|m| size(m) == size(tensor.matrices));
                 let sum = members.map(elements).fold(elements(tensor.matrices), u64::saturating_add);
                 together && alike && sum <= MOST_TOGETHER
             };
@@ -196,29 +198,49 @@ impl Spectral {
                 None => groups.push(vec![index]),
             }
         }
-        let mut made: Vec<Option<Equalised>> = vec![None; treated.len()];
-        for group in groups {
-            let members: Vec<&Treated<'_>> = group.iter().filter_map(|&index| treated.get(index)).collect();
-            let Some(first) = members.first() else { continue };
-            let and = if members.len() > 1 { format!(".and_{}", members.len() - 1) } else { String::new() };
-            scope(&mut e.b, first.parameter, &format!("{}{and}", first.short));
-            let units: Vec<InstructionId> = members.iter().map(|t| t.unit.matrices).collect();
-            let together = e.together(&units)?;
-            let all = match sharing {
-                Some(replicas) => e.equalise_shared(together, replicas)?,
-                None => e.equalise(together)?,
-            };
-            let mut start = 0;
-            for (index, member) in group.iter().zip(&members) {
-                let end = start + member.matrices.count as i64;
-                if let Some(slot) = made.get_mut(*index) {
-                    *slot = Some(e.part(all, start, end)?);
-                }
-                start = end;
-            }
-        }
-        Ok(made.into_iter().flatten().collect())
+        groups
     }
+}
+
+/// What becomes of the tensors of a group, with their indices.
+fn treat(
+    e: &mut Emitter<'_>,
+    treated: &[Treated<'_>],
+    group: &[usize],
+    numbers: PolicyNumbers<'_>,
+    sharing: Option<i64>,
+) -> Result<Vec<(usize, MixedTensor)>, PassError> {
+    let members: Vec<(usize, &Treated<'_>)> = group.iter().filter_map(|&i| Some((i, treated.get(i)?))).collect();
+    let Some((_, first)) = members.first() else { return Ok(Vec::new()) };
+    let and = if members.len() > 1 { format!(".and_{}", members.len() - 1) } else { String::new() };
+    scope(&mut e.b, first.parameter, &format!("{}{and}", first.short));
+    let (mut stacks, mut factors) = (Vec::new(), Vec::new());
+    for (_, tensor) in &members {
+        stacks.push(tensor.stack);
+        let k = numbers.element(&mut e.b, SPECTRAL_K, tensor.number)?;
+        factors.push(e.b.broadcast_to_vector(k, tensor.matrices.count as i64)?);
+    }
+    let stack = e.together(&stacks)?;
+    let numbers = Numbers {
+        alpha: numbers.element(&mut e.b, SPECTRAL_ALPHA, 0)?,
+        target: numbers.element(&mut e.b, SPECTRAL_TARGET, 0)?,
+        k: e.together(&factors)?,
+    };
+    let unit = e.unit(stack)?;
+    let made = match sharing {
+        Some(replicas) => e.equalise_shared(unit.matrices, replicas)?,
+        None => e.equalise(unit.matrices)?,
+    };
+    let mixed = e.mix(stack, &unit, made, numbers)?;
+    let mut start = 0;
+    let mut of_each = Vec::with_capacity(members.len());
+    for &(index, tensor) in &members {
+        let end = start + tensor.matrices.count as i64;
+        scope(&mut e.b, tensor.parameter, tensor.short);
+        of_each.push((index, e.tensor(&mixed, start, end)?));
+        start = end;
+    }
+    Ok(of_each)
 }
 
 /// Names what follows after a tensor.
@@ -317,30 +339,27 @@ fn transposed(b: &mut Builder<'_>, x: InstructionId, order: &[usize]) -> Result<
     Ok(b.emit_with(Opcode::Transpose, &[x], stated, attributes, Vec::new())?)
 }
 
-/// The policy's numbers for a tensor.
-fn numbers(
-    b: &mut Builder<'_>,
-    layout: &ControllerLayout,
-    policy: InstructionId,
-    tensor: usize,
-) -> Result<Numbers, PassError> {
-    let mut number = |name: &str, offset: usize| -> Result<InstructionId, PassError> {
-        let field = ControllerLayout::field(&layout.policy, name);
+/// The policy's numbers, as the step is given them.
+#[derive(Clone, Copy)]
+struct PolicyNumbers<'l> {
+    layout: &'l ControllerLayout,
+    vector: InstructionId,
+}
+
+impl PolicyNumbers<'_> {
+    /// One of a field's numbers, f32\[\].
+    fn element(self, b: &mut Builder<'_>, name: &str, index: usize) -> Result<InstructionId, PassError> {
+        let field = ControllerLayout::field(&self.layout.policy, name);
         let field = field.ok_or_else(|| PassError::Stale { what: format!("the policy's {name}") })?;
-        Ok(b.element(policy, (field.offset + offset) as i64)?)
-    };
-    Ok(Numbers {
-        alpha: number(SPECTRAL_ALPHA, 0)?,
-        target: number(SPECTRAL_TARGET, 0)?,
-        k: number(SPECTRAL_K, tensor)?,
-    })
+        Ok(b.element(self.vector, (field.offset + index) as i64)?)
+    }
 }
 
 /// The new value with the mixed update, where anything of it is mixed, else that of the step; notes it as the update.
 fn choose(
     b: &mut Builder<'_>,
     tensor: &Treated<'_>,
-    mixed: Mixed,
+    mixed: MixedTensor,
     update: &mut Update,
     scaled: bool,
 ) -> Result<InstructionId, PassError> {
@@ -423,11 +442,14 @@ pub fn standalone(dims: [i64; 3], spectral: &SpectralPolicy) -> Result<Module, P
     let mut b = Builder::at_entry(&mut module);
     let d = b.parameter("d", Shape::array(PrimitiveType::F32, &dims))?;
     let mut number = |name| b.parameter(name, Shape::scalar(PrimitiveType::F32));
-    let numbers = Numbers { alpha: number("alpha")?, target: number("target")?, k: number("k")? };
+    let [alpha, target, k] = [number("alpha")?, number("target")?, number("k")?];
+    let count = dims[0];
     let mut e = Emitter::new(&mut module, spectral.iterations, spectral.dtype)?;
     let unit = e.unit(d)?;
     let made = e.equalise(unit.matrices)?;
-    let mixed = e.mix(d, &unit, made, numbers)?;
+    let k = e.b.broadcast_to_vector(k, count)?;
+    let mixed = e.mix(d, &unit, made, Numbers { alpha, target, k })?;
+    let mixed = e.tensor(&mixed, 0, count)?;
     module.set_outputs(&[mixed.matrices, made.entropy, mixed.differs])?;
     Ok(module)
 }

@@ -245,6 +245,21 @@ impl Builder<'_> {
         self.emit_with(Opcode::Slice, &[x], Shape::default(), attributes, Vec::new())
     }
 
+    /// Elements `start..limit` of the first dimension, with all of the others; `x` itself where that is all of it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Builder::emit`].
+    pub fn slice_first(&mut self, x: InstructionId, start: i64, limit: i64) -> Built {
+        let shape = self.shape(x)?;
+        let mut ranges: Vec<(i64, i64)> = shape.dims().iter().map(|&extent| (0, extent)).collect();
+        match ranges.first_mut() {
+            Some(first) if *first != (start, limit) => *first = (start, limit),
+            _ => return Ok(x),
+        }
+        self.slice(x, &ranges)
+    }
+
     /// `sizes` elements of each dimension from `starts` on, which the device moves inward where they would reach beyond the
     /// end.
     ///
