@@ -17,10 +17,11 @@ import pathlib
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .corpus import Corpus, read
+from .timing import Timing, measure
 from .training import Result, Run, train
 
 
@@ -49,31 +50,39 @@ class Lab:
         Raises:
           Missing: it is not on record, and this lab only reads.
         """
-        key = self._key(run)
-        if key not in self._known:
-            if self._read_only:
-                raise Missing(f"{run.family} with policy {run.policy}, {run.steps} steps, seed {run.seed}: not on record")
+
+        def now() -> dict[str, Any]:
             start = time.monotonic()
             result = train(run, self.text)
-            self._known[key] = result
-            self._write(key, run, result)
             print(
                 f"{run.family:13} {_name(run.policy):24.24} {run.steps:5} steps  seed {run.seed:3}  validation {result.validation:.4f}  "
                 f"{time.monotonic() - start:5.0f} s",
                 file=sys.stderr, flush=True,
             )  # fmt: skip
+            return _encoded(result)
+
+        return _decoded(self._recorded("run", run, now))
+
+    def time(self, timing: Timing, tuned: Mapping[str, Mapping[str, float]]) -> dict[str, list[float]]:
+        """Milliseconds of the steps that a timing is of, by round; measured now if they were not before.
+
+        Raises:
+          Missing: they were not, and this lab only reads.
+        """
+        return self._recorded("timing", timing, lambda: measure(timing, tuned))
+
+    def _recorded(self, kind: str, question: Run | Timing, answer: Callable[[], Any]) -> Any:
+        asked = question.describe()
+        key = hashlib.sha256(f"{self.text.digest} {json.dumps(asked, sort_keys=True)}".encode()).hexdigest()[:16]
+        if key not in self._known:
+            if self._read_only:
+                raise Missing(f"not on record: {kind} {asked}")
+            self._known[key] = answer()
+            self._write({"key": key, "text": self.text.digest, kind: asked, "result": self._known[key]})
         return self._known[key]
 
-    def _key(self, run: Run) -> str:
-        return hashlib.sha256(f"{self.text.digest} {json.dumps(run.describe(), sort_keys=True)}".encode()).hexdigest()[:16]
-
-    def _write(self, key: str, run: Run, result: Result) -> None:
-        values = dataclasses.asdict(result)
-        for name in ("test", "validation"):
-            values[name] = _number(values[name])
-        values["curve"] = [(step, _number(loss)) for step, loss in values["curve"]]
-        values["step_ms"] = round(values["step_ms"], 2)
-        line = json.dumps({"key": key, "text": self.text.digest, "run": run.describe(), "result": values})
+    def _write(self, record: Mapping[str, Any]) -> None:
+        line = json.dumps(record)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a") as file:
             # Several processes write to it.
@@ -81,18 +90,29 @@ class Lab:
             file.write(line + "\n")
 
 
-def _read(path: pathlib.Path) -> Iterator[tuple[str, Result]]:
+def _read(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
     if not path.exists():
         return
     for line in path.read_text().splitlines():
         # The last line of a process that was killed can be half a line.
         with contextlib.suppress(json.JSONDecodeError):
             record = json.loads(line)
-            values = record["result"]
-            for name in ("test", "validation"):
-                values[name] = math.inf if values[name] is None else values[name]
-            values["curve"] = [(step, math.inf if loss is None else loss) for step, loss in values["curve"]]
-            yield record["key"], Result(**values)
+            yield record["key"], record["result"]
+
+
+def _encoded(result: Result) -> dict[str, Any]:
+    values = dataclasses.asdict(result)
+    for name in ("test", "validation"):
+        values[name] = _number(values[name])
+    values["curve"] = [(step, _number(loss)) for step, loss in values["curve"]]
+    values["step_ms"] = round(values["step_ms"], 2)
+    return values
+
+
+def _decoded(values: Mapping[str, Any]) -> Result:
+    infinite = lambda loss: math.inf if loss is None else loss
+    losses = {name: infinite(values[name]) for name in ("test", "validation")}
+    return Result(**{**values, **losses, "curve": [(step, infinite(loss)) for step, loss in values["curve"]]})
 
 
 def _number(value: float) -> float | None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from scipy.stats import qmc
 
+from .faults import Faults
 from .lab import Lab
 from .optimizers import FAMILIES, Family, Range
 from .training import Run, Setting
@@ -45,15 +46,58 @@ def tune(lab: Lab, family: str) -> dict[str, float]:
     return numbers
 
 
-def tuned() -> Mapping[str, Mapping[str, float]]:
-    """The numbers of each optimizer, as the recorded searches found them."""
-    return json.loads(CHOSEN.read_text())
+def gate(lab: Lab, kind: str) -> dict[str, Any]:
+    """The tables of the best gate of a kind: by its loss on the validation text, the mean of clean runs and of runs of which 8%
+    of the batches are corrupted."""
+    candidates = GATES[kind] if kind != "both" else [_both(lab, votes) for votes in ("any", "all")]
+    conditions = [(faults, seed) for faults in (None, Faults(rate=0.08)) for seed in GATE_SEEDS]
+    numbers = tune(lab, "adamw")
+
+    def loss(policy: dict[str, Any]) -> float:
+        runs = [Run(Setting(), "adamw", numbers, GATE_STEPS, seed, policy, faults) for faults, seed in conditions]
+        return sum(lab.run(run).validation for run in runs) / len(runs)
+
+    return min(candidates, key=loss)
+
+
+def _norm(multiple: float, warmup: int) -> dict[str, Any]:
+    return {"gate": {"norm": {"multiple": multiple, "warmup": warmup}}}
+
+
+def _band(width: float) -> dict[str, Any]:
+    # A target that follows within tens of steps: entropy rises in these runs.
+    gates = {"norm": {"enabled": False}, "entropy": {"enabled": True, "low": 1 - width, "high": 1 + width, "warmup": 20}}
+    return {"target": {"first": 20, "every": 20, "half_life": 50}, "gate": gates}
+
+
+def _both(lab: Lab, votes: str) -> dict[str, Any]:
+    norm, band = gate(lab, "norm")["gate"]["norm"], gate(lab, "entropy")
+    return {**band, "gate": {**band["gate"], "norm": norm, "votes": votes}}
+
+
+GATES = {
+    "norm": [_norm(multiple, warmup) for warmup in (20, 100) for multiple in (1.5, 2.0, 3.0)],
+    "entropy": [_band(width) for width in (0.03, 0.05, 0.1)],
+}
+GATE_SEEDS = (SEED + 1, SEED + 2)
+GATE_STEPS = 300
 
 
 def write(lab: Lab) -> None:
-    """Keeps what searches found, of those that are complete."""
-    chosen: dict[str, Any] = {family: tune(lab, family) for family in FAMILIES}
-    CHOSEN.write_text(json.dumps(chosen, indent=2) + "\n")
+    """Keeps what searches found: `tuned.json`."""
+    optimizers = {family: tune(lab, family) for family in FAMILIES}
+    gates = {kind: gate(lab, kind) for kind in (*GATES, "both")}
+    CHOSEN.write_text(json.dumps({"optimizers": optimizers, "gates": gates}, indent=2) + "\n")
+
+
+def tuned() -> Mapping[str, Mapping[str, float]]:
+    """The numbers of each optimizer, as the recorded searches found them."""
+    return json.loads(CHOSEN.read_text())["optimizers"]
+
+
+def gates() -> Mapping[str, Mapping[str, Any]]:
+    """Tables of policies whose gates the recorded searches found: "norm", "entropy", "both"."""
+    return json.loads(CHOSEN.read_text())["gates"]
 
 
 def _dimensions(kind: Family) -> int:

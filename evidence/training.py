@@ -184,7 +184,10 @@ class Program:
             return next_params, next_state, value
 
         def start(seed: jax.Array, numbers: Numbers) -> tuple[Any, Any]:
-            params = gpt.make_params(config, jax.random.key(seed))
+            larger = lambda path, p: p * numbers["initial_embedding" if path[0].key in ("wte", "wpe") else "initial_hidden"]
+            params = jax.tree.map_with_path(
+                lambda path, p: larger(path, p) if p.ndim >= 2 else p, gpt.make_params(config, jax.random.key(seed))
+            )
             # Where a state holds parameters, both are donated: a copy keeps them apart.
             return params, jax.tree.map(jnp.copy, optimizer(numbers).init(params))
 

@@ -1,0 +1,192 @@
+"""docs/evidence.md: its tables and pictures, from records. The text between them is written by hand."""
+
+import math
+import pathlib
+import re
+import statistics as plain_statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from . import search, studies
+from .lab import Lab, Missing
+from .optimizers import FAMILIES
+from .statistics import Interval, difference
+from .studies import BASELINE, BUDGET, EQUAL_STEPS, SEEDS, Arm
+from .training import Result
+
+PAGE = pathlib.Path(__file__).parents[1] / "docs" / "evidence.md"
+PICTURES = PAGE.with_suffix("")
+
+# Of Okabe and Ito: told apart by everybody, and in grey.
+COLOURS = ("#000000", "#0072B2", "#56B4E9", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#F0E442", "#999999")
+
+
+def write(lab: Lab, full: bool) -> list[str]:
+    """Puts what is on record into the page. Returns the names of parts that are not on record, which stay as they are."""
+    text = PAGE.read_text()
+    missing = []
+    for name, part in PARTS.items():
+        try:
+            content = part(lab, full)
+        except Missing:
+            missing.append(name)
+            continue
+        text = _replaced(text, name, content)
+    PAGE.write_text(text)
+    return missing
+
+
+def _replaced(text: str, name: str, content: str) -> str:
+    pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
+    if not pattern.search(text):
+        raise ValueError(f"{PAGE.name} has no part between `<!-- begin {name} -->` and `<!-- end {name} -->`")
+    return pattern.sub(lambda match: f"{match[1]}\n{content.rstrip()}\n\n{match[2]}", text)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def tuning(lab: Lab, full: bool) -> str:
+    """What searches found."""
+    del lab, full
+    tuned = search.tuned()
+    names = list(dict.fromkeys(name for numbers in tuned.values() for name in numbers))
+    rows = [[f"`{name}`", *(f"{numbers[name]:g}" if name in numbers else "" for numbers in tuned.values())] for name in names]
+    gates = "".join(f"- {kind}: `{tables}`\n" for kind, tables in search.gates().items())
+    return f"{_table(['', *tuned], rows)}\nGates:\n\n{gates}"
+
+
+def steps(lab: Lab, full: bool) -> str:
+    """The study of equal steps, and of steps to the baseline's loss."""
+    del full
+    baseline = studies.results(lab, BASELINE)
+    found: dict[Arm, int | None] = {arm: studies.steps_to_loss(lab, arm) for arm in (*studies.SPECTRAL, *studies.OTHERS)}
+    rows = []
+    for arm in EQUAL_STEPS:
+        got = studies.results(lab, arm)
+        needed = found.get(arm, "") if arm in found else ""
+        reached = "" if needed == "" else "not within" if needed is None else f"{needed} ({needed / BUDGET:.0%})"
+        rows.append([arm.title, _loss(got), *_compared(got, baseline), BUDGET if arm is BASELINE else reached, _refused(got)])
+    _curves(PICTURES / "curves.svg", lab)
+    head = ["", "test loss", "difference", "perplexity per byte", "steps to the first row's loss", "steps not applied"]
+    rows = [[str(cell) for cell in row] for row in rows]
+    return f"{_table(head, rows)}\n![Learning curves](evidence/curves.svg)\n"
+
+
+def robustness(lab: Lab, full: bool) -> str:
+    """The study of faults."""
+    rows_of = {arm: studies.robustness(lab, arm, full) for arm in studies.guards()}
+    oracle = rows_of[studies.guards()[-1]]
+    names = list(studies.conditions(full))
+    parts = []
+    for title, cell in (
+        ("Test loss, and against the oracle's:", lambda got, name: _against(got, oracle[name])),
+        ("Steps not applied in all three runs, and how many of those had a corrupted batch:", lambda got, name: _caught(got)),
+    ):
+        rows = [[arm.title, *(cell(results[name], name) for name in names)] for arm, results in rows_of.items()]
+        parts.append(f"{title}\n\n{_table(['', *names], rows)}")
+    return "\n".join(parts)
+
+
+def scale(lab: Lab, full: bool) -> str:
+    """The study of sizes."""
+    del full
+    rows = []
+    for name in studies.SIZES:
+        of = studies.scale(lab, name)
+        baseline = of[BASELINE.title]
+        factor = studies.rate_for(lab, studies.SIZES[name])
+        rows += [[name, f"{factor:g}", title, _loss(got), *_compared(got, baseline)] for title, got in of.items()]
+    return _table(["model", "learning rate, times the base's", "", "test loss", "difference", "perplexity per byte"], rows)
+
+
+def time(lab: Lab, full: bool) -> str:
+    """What steps take."""
+    del full
+    rows = []
+    for timing in studies.TIMED:
+        times = studies.time(lab, timing)
+        plain = times["AdamW"]
+        for name, of in times.items():
+            ratios = [one / other for one, other in zip(of, plain, strict=True)]
+            low, middle, high = plain_statistics.quantiles(ratios, n=4)
+            median = plain_statistics.median(of)
+            tokens = timing.setting.rows * timing.setting.context
+            rows.append([f"{tokens}", name, f"{median:.1f} ms", f"{middle:.3f} ({low:.3f} to {high:.3f})"])
+    return _table(["bytes per step", "", "a step", "over AdamW's"], rows)
+
+
+PARTS: Mapping[str, Callable[[Lab, bool], str]] = {
+    "tuning": tuning, "steps": steps, "robustness": robustness, "scale": scale, "time": time,
+}  # fmt: skip
+
+
+def _tests(of: Sequence[Result]) -> list[float]:
+    return [result.test for result in of]
+
+
+def _loss(of: Sequence[Result]) -> str:
+    mean = studies.mean_test(of)
+    return f"{mean:.4f}" if math.isfinite(mean) else f"diverged ({sum(math.isinf(t) for t in _tests(of))} of {len(SEEDS)})"
+
+
+def _compared(of: Sequence[Result], baseline: Sequence[Result]) -> tuple[str, str]:
+    if of is baseline or not math.isfinite(studies.mean_test(of)):
+        return "", ""
+    change = difference(_tests(of), _tests(baseline))
+    ends = f"{_percent(change.low)} to {_percent(change.high)}"
+    return _signed(change), f"{_percent(change.mean)} ({ends})"
+
+
+def _signed(change: Interval) -> str:
+    return f"{change.mean:+.4f} ± {change.half:.4f}"
+
+
+def _percent(nats: float) -> str:
+    return f"{math.expm1(nats):+.1%}"
+
+
+def _against(of: Sequence[Result], oracle: Sequence[Result]) -> str:
+    mean = studies.mean_test(of)
+    if not math.isfinite(mean):
+        return _loss(of)
+    return f"{mean:.3f}" if of is oracle else f"{mean:.3f} ({mean / studies.mean_test(oracle) - 1:+.1%})"
+
+
+def _refused(of: Sequence[Result]) -> str:
+    counts = [sum(result.refused.values()) for result in of]
+    return f"{sum(counts)} of {len(counts) * BUDGET}" if of[0].refused else ""
+
+
+def _caught(of: Sequence[Result]) -> str:
+    if not of[0].refused:
+        return ""
+    refused, caught, bad = (sum(map(count, of)) for count in (lambda r: sum(r.refused.values()), lambda r: r.caught, lambda r: r.bad))
+    return f"{refused}, {caught} of {bad}" if bad else f"{refused}"
+
+
+def _curves(path: pathlib.Path, lab: Lab) -> None:
+    figure, axes = plt.subplots(figsize=(7.5, 4.5))
+    shown = (BASELINE, *studies.SPECTRAL, *studies.OTHERS)
+    for arm, colour in zip(shown, COLOURS, strict=False):
+        got = studies.results(lab, arm)
+        at = [step for step, _ in got[0].curve]
+        losses = [[loss for _, loss in result.curve] for result in got]
+        means = [sum(of) / len(of) for of in zip(*losses, strict=True)]
+        axes.plot(at, means, color=colour, label=arm.title, linewidth=1.6)
+        axes.fill_between(at, [min(of) for of in zip(*losses, strict=True)], [max(of) for of in zip(*losses, strict=True)], color=colour, alpha=0.15, linewidth=0)
+    axes.set(xlabel="step", ylabel="validation loss, nats per byte")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    path.parent.mkdir(exist_ok=True)
+    # Without a date, so that the same records make the same file.
+    with matplotlib.rc_context({"svg.hashsalt": "entropic"}):
+        figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)

@@ -1,0 +1,203 @@
+"""What is asked of training runs, and which runs answer it.
+
+Every study is a procedure for a `Lab`. Seeds are paired: runs with the same seed have the same initial parameters, batches and
+faults, whatever optimizer, policy or length they have.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from . import search
+from .faults import KINDS, Faults
+from .lab import Lab, Missing
+from .timing import Timing
+from .training import Guard, Policy, Result, Run, Setting
+
+SEEDS = (1, 2, 3)
+BUDGET = 500
+# Steps to a loss are looked for on this grid: every twentieth of the budget.
+GRID = 20
+# Length of runs with faults, and of those at other sizes.
+SHORT = 300
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """An optimizer with what controls it.
+
+    Attributes:
+      title: in tables.
+      family: the optimizer, with the numbers that were found for it.
+      policy: the controller's; None is the plain step.
+      guard: what stands beside it.
+      changes: to the optimizer's numbers.
+    """
+
+    title: str
+    family: str = "adamw"
+    policy: Policy | None = None
+    guard: Guard = "none"
+    changes: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def run(self, steps: int, seed: int, setting: Setting, faults: Faults | None) -> Run:
+        """One of its runs."""
+        numbers = {**search.tuned()[self.family], **self.changes}
+        return Run(setting, self.family, numbers, steps, seed, self.policy, faults, self.guard)
+
+
+def spectral(k: float) -> dict[str, Any]:
+    """The default policy with updates of equal singular values."""
+    return {"spectral": {"enabled": True, "k": k}}
+
+
+def _fixed_target(most: float) -> dict[str, Any]:
+    # What article.toml has, with the article's fixed target and laws that act from the first steps on.
+    laws = {"warmup": 0, "max": most, "rule": {"enabled": True, "momentum_max": most}, "micro": {"enabled": True}}
+    return {"target": {"kind": "fixed", "value": 0.5}, "gate": {"norm": {"enabled": False}}, "laws": laws}
+
+
+def _micro(factor: float) -> dict[str, Any]:
+    # Below its target a tensor's ratio hardly ever is by a fifth; a law that is to act has to act on less.
+    return {"laws": {"micro": {"enabled": True, "below": 1.0, "factor": factor}}}
+
+
+def _switch(step: int) -> dict[str, Any]:
+    return {"switch": {"enabled": True, "trigger": "step", "step": step}}
+
+
+BASELINE = Arm("AdamW, tuned")
+SPECTRAL = (Arm("AdamW + spectral, k = 1", policy=spectral(1.0)), Arm("AdamW + spectral, k = 2", policy="spectral"))
+OTHERS = (Arm("Muon, tuned", "muon"), Arm("schedule-free AdamW, tuned", "schedule-free"), Arm("AdamW + reduce on plateau, tuned", "plateau"))
+LAWS = (
+    Arm("AdamW + default policy", policy="default"),
+    Arm("AdamW + article.toml", policy="article"),
+    Arm("AdamW + the article's laws, fixed target, bounds 100", policy=_fixed_target(100.0)),
+    Arm("AdamW + the article's laws, fixed target, bounds 2", policy=_fixed_target(2.0)),
+    Arm("AdamW + PI", policy={"laws": {"pi": {"enabled": True}}}),
+    Arm("AdamW + micro, factor 1.15", policy=_micro(1.15)),
+    Arm("AdamW + micro, factor 0.87", policy=_micro(0.87)),
+    Arm("AdamW, SGD from half of the run on", policy=_switch(BUDGET // 2)),
+    Arm("AdamW, SGD from four fifths of the run on", policy=_switch(BUDGET * 4 // 5)),
+)
+EQUAL_STEPS = (BASELINE, *SPECTRAL, *OTHERS, *LAWS)
+
+
+def results(lab: Lab, arm: Arm, steps: int = BUDGET, setting: Setting = Setting(), faults: Faults | None = None) -> list[Result]:
+    """The results of an arm, one for each seed."""
+    return [lab.run(arm.run(steps, seed, setting, faults)) for seed in SEEDS]
+
+
+def mean_test(of: Sequence[Result]) -> float:
+    """Nats per byte, mean over seeds."""
+    return sum(result.test for result in of) / len(of)
+
+
+def steps_to_loss(lab: Lab, arm: Arm) -> int | None:
+    """The smallest length on the grid whose mean test loss is at most the baseline's at its budget; None if none is.
+
+    Each length is a run of its own, with a schedule that ends there. Found by bisection, which takes for granted that longer
+    runs are no worse; that the next smaller length is not enough is measured.
+    """
+    goal = mean_test(results(lab, BASELINE))
+    short, enough = 0, GRID
+    if mean_test(results(lab, arm)) > goal:
+        return None
+    while enough - short > 1:
+        middle = (short + enough) // 2
+        if mean_test(results(lab, arm, BUDGET * middle // GRID)) <= goal:
+            enough = middle
+        else:
+            short = middle
+    return BUDGET * enough // GRID
+
+
+# Robustness.
+
+CLEAN = Faults()
+SPIKE = Faults(spike=30.0)
+MIXED = {"2% corrupted": Faults(rate=0.02), "8% corrupted": Faults(rate=0.08)}
+HALF = Setting(compute="float16", loss_scale=2.0**15)
+
+
+def guards() -> tuple[Arm, ...]:
+    """What is compared under faults."""
+    gates = search.gates()
+    return (
+        Arm("no clipping", changes={"clip": 1e9}),
+        Arm("clipping only"),
+        Arm("clipping + optax.apply_if_finite", guard="finite"),
+        Arm("clipping + default policy", policy="default"),
+        Arm("clipping + norm gate, tuned", policy=gates["norm"]),
+        Arm("clipping + entropy band, tuned", policy=gates["entropy"]),
+        Arm("clipping + both, tuned", policy=gates["both"]),
+        Arm("clipping + an oracle", guard="oracle"),
+    )
+
+
+def conditions(full: bool) -> dict[str, tuple[Setting, Faults]]:
+    """What goes wrong, by name."""
+    mixed = {"no faults": CLEAN, **MIXED, "learning rate x30": SPIKE}
+    alone = {f"{rate:.0%} {kind}": Faults(rate=rate, kinds=(kind,)) for kind in KINDS for rate in (0.02, 0.08)} if full else {}
+    return {**{name: (Setting(), faults) for name, faults in {**mixed, **alone}.items()}, "float16, overflows": (HALF, CLEAN)}
+
+
+def robustness(lab: Lab, arm: Arm, full: bool) -> dict[str, list[Result]]:
+    """The results of an arm under each condition."""
+    return {name: results(lab, arm, SHORT, setting, faults) for name, (setting, faults) in conditions(full).items()}
+
+
+# Scale.
+
+SIZES = {"48 wide, 2 layers": Setting(layers=2, width=48, heads=2), "96 wide, 3 layers": Setting(), "192 wide, 4 layers": Setting(layers=4, width=192, heads=6)}
+RATES = (0.5, 0.71, 1.0, 1.41)
+
+
+def rate_for(lab: Lab, setting: Setting) -> float:
+    """The factor of the base setting's learning rate that is best for AdamW at another size, on the seed of searches."""
+    rate = search.tuned()["adamw"]["learning_rate"]
+    tried = {factor: Arm("", changes={"learning_rate": rate * factor}) for factor in RATES}
+    return min(RATES, key=lambda factor: lab.run(tried[factor].run(SHORT, search.SEED, setting, None)).validation)
+
+
+def scale(lab: Lab, name: str) -> dict[str, list[Result]]:
+    """Baseline and spectral at a size, with a learning rate that is tuned for the baseline at that size."""
+    setting = SIZES[name]
+    changes = {"learning_rate": search.tuned()["adamw"]["learning_rate"] * rate_for(lab, setting)}
+    arms = [dataclasses.replace(arm, changes=changes) for arm in (BASELINE, *SPECTRAL)]
+    return {arm.title: results(lab, arm, SHORT, setting) for arm in arms}
+
+
+# Time.
+
+TIMED = (Timing(Setting()), Timing(Setting(rows=128)))
+
+
+def time(lab: Lab, timing: Timing) -> dict[str, list[float]]:
+    """What a step takes, over what AdamW's plain one does."""
+    return lab.time(timing, search.tuned())
+
+
+Task = tuple[Any, tuple[Any, ...]]
+
+
+def tasks(full: bool) -> Iterator[Task]:
+    """All that is to be done, the longest first; timings are not among them, since they need the machine for themselves."""
+    for arm in (*SPECTRAL, *OTHERS):
+        yield steps_to_loss, (arm,)
+    for arm in EQUAL_STEPS:
+        yield results, (arm,)
+    for arm in guards():
+        yield robustness, (arm, full)
+    for name in reversed(SIZES):
+        yield scale, (name,)
+
+
+def complete(lab: Lab, full: bool) -> bool:
+    """Whether everything is on record."""
+    try:
+        for procedure, args in tasks(full):
+            procedure(lab, *args)
+    except Missing:
+        return False
+    return True

@@ -1,0 +1,63 @@
+"""What steps take, in turns in one process."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from .training import Program, Setting
+
+ROUNDS = 40
+# What is timed: an optimizer, and a policy.
+TIMED = {"AdamW": ("adamw", None), "AdamW + default policy": ("adamw", "default"), "AdamW + spectral": ("adamw", "spectral"), "Muon": ("muon", None)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Steps of a setting, under what `TIMED` names."""
+
+    setting: Setting
+    rounds: int = ROUNDS
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON."""
+        return {**dataclasses.asdict(self), "timed": json.dumps(TIMED)}
+
+
+def measure(timing: Timing, tuned: Mapping[str, Mapping[str, float]]) -> dict[str, list[float]]:
+    """Milliseconds of each program's step, by round."""
+    setting = timing.setting
+    tokens = np.random.default_rng(0).integers(0, 256, (setting.rows, setting.context)).astype(np.int32)
+    batch = {"inputs": tokens, "targets": tokens, "loss_scale": np.float32(1), "bad": np.bool_(False)}
+    programs: dict[str, Callable[[], None]] = {}
+    for name, (family, policy) in TIMED.items():
+        numbers = {key: np.float32(number) for key, number in {**tuned[family], "steps": 1000, "rate_scale": 1}.items()}
+        programs[name] = _stepper(Program(setting, family, (), "none"), policy, batch, numbers)
+    times: dict[str, list[float]] = {name: [] for name in programs}
+    for name in programs:
+        programs[name](), programs[name]()
+    for turn in range(timing.rounds):
+        for name in list(programs)[:: 1 if turn % 2 else -1]:
+            start = time.perf_counter()
+            programs[name]()
+            times[name].append(1e3 * (time.perf_counter() - start))
+    return times
+
+
+def _stepper(program: Program, policy: Any, batch: Mapping[str, Any], numbers: Mapping[str, Any]) -> Callable[[], None]:
+    state = program.start(0, numbers)
+    controlled, ctl = (None, None) if policy is None else program.controlled(policy)
+
+    def step() -> None:
+        nonlocal state, ctl
+        if controlled is None:
+            *state, _ = program.plain(*state, batch, numbers)
+        else:
+            (*state, _), ctl, _ = controlled(ctl, *state, batch, numbers)
+        jax.block_until_ready(state)
+
+    return step
