@@ -5,7 +5,7 @@ DATA ?= $(wildcard *.md) docs src crates passes xtask models/README.md models/ex
 STEPS ?= 250
 SEED ?= 0
 
-.PHONY: demo demos test test-python test-ops build plugin bench models models-check clean
+.PHONY: demo demos evidence test test-python test-ops build plugin bench models models-check clean
 
 # Fetches the CPU plugin, builds, and trains the small GPT under the default policy.
 demo: build
@@ -40,6 +40,11 @@ bench: plugin
 # Runs the experiments of docs/demos.md and writes their tables and plots: most of an hour.
 demos:
 	cargo xtask demos
+
+# Does the training runs of docs/evidence.md and writes its tables: up to two hours on two cores. Stopped and started again, it
+# goes on. `FULL=1` does those of each kind of corruption by itself, too.
+evidence:
+	cargo xtask evidence $(if $(FULL),--full)
 
 # Exports the committed bundles again; `models-check` only says whether they still match.
 models:

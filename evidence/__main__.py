@@ -41,6 +41,7 @@ def main() -> None:
         search.write(Lab(search.RECORDS, corpus, read_only=True))
         return
     if options.action == "run":
+        perform(list(studies.first_tasks()), options.records, text, options.jobs)
         perform(list(studies.tasks(options.full)), options.records, text, options.jobs)
         # By themselves: what is measured is time.
         perform([(studies.time, (timing,)) for timing in studies.TIMED], options.records, text, 1)

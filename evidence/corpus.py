@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+# Bytes that a part has at least.
+LEAST = 50_000
 # Hundredths of all files, by a hash of their path, that are kept back for validation and for test.
 VALIDATION = 10
 TEST = 10
@@ -59,8 +61,8 @@ def read(paths: tuple[pathlib.Path, ...] = ()) -> Corpus:
         parts[part].append(content)
     arrays = {part: np.frombuffer(b"".join(contents), np.uint8) for part, contents in parts.items()}
     for part, array in arrays.items():
-        if array.size < 100_000:
-            raise ValueError(f"only {array.size} bytes of text for {part}; 100000 are the least: name more files or folders")
+        if array.size < LEAST:
+            raise ValueError(f"only {array.size} bytes of text for {part}; {LEAST} are the least: name more files or folders")
     return Corpus(**arrays, digest=digest.hexdigest()[:16])
 
 

@@ -75,6 +75,9 @@ class Lab:
         asked = question.describe()
         key = hashlib.sha256(f"{self.text.digest} {json.dumps(asked, sort_keys=True)}".encode()).hexdigest()[:16]
         if key not in self._known:
+            # Another process may have done it meanwhile.
+            self._known = dict(_read(self._path))
+        if key not in self._known:
             if self._read_only:
                 raise Missing(f"not on record: {kind} {asked}")
             self._known[key] = answer()

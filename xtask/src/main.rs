@@ -38,6 +38,8 @@ enum Task {
     Crash(crash::Options),
     /// Give readers of files bytes that nobody meant. Needs cargo-fuzz.
     Fuzz(fuzz::Options),
+    /// Do the training runs of docs/evidence.md that are not on record in runs/, and write its tables: up to two hours on two cores.
+    Evidence(Evidence),
     /// Measure what control costs, against JAX and PyTorch too, and write the table of docs/performance.md: about ten minutes.
     Bench(bench::Options),
 }
@@ -48,6 +50,17 @@ struct Models {
     /// Write nothing; fail where a committed file is not what the exporter makes.
     #[arg(long)]
     check: bool,
+}
+
+/// Options of `evidence`.
+#[derive(Debug, clap::Args)]
+struct Evidence {
+    /// Each kind of corruption by itself, too.
+    #[arg(long)]
+    full: bool,
+    /// Further options of `python -m evidence run`: `-- --text FOLDER --jobs 1`.
+    #[arg(last = true)]
+    rest: Vec<String>,
 }
 
 /// Options of `matrix`.
@@ -69,6 +82,7 @@ fn main() -> ExitCode {
         Task::Demos(options) => demos::demos(&options),
         Task::Crash(options) => crash::crash(&options),
         Task::Fuzz(options) => fuzz::fuzz(&options),
+        Task::Evidence(options) => evidence(&options),
         Task::Bench(options) => bench::bench(&options),
     };
     match result {
@@ -95,7 +109,9 @@ fn test_python() -> Result<()> {
     install.args(["-m", "pip", "install", "--quiet", "--no-deps", "."]).env("MATURIN_PEP517_ARGS", "--profile dev");
     run(&mut install)?;
     let program = python.with_file_name("entropic");
-    for tests in ["models", "python/tests"] {
+    let requirements = root().join("evidence").join("requirements.txt");
+    run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--requirement"]).arg(requirements))?;
+    for tests in ["models", "python/tests", "evidence"] {
         let mut command = Command::new(&python);
         run(command.args(["-m", "pytest", "--quiet", tests]).env("PIP_NO_INDEX", "1").env("ENTROPIC_BIN", &program))?;
     }
@@ -103,6 +119,17 @@ fn test_python() -> Result<()> {
 }
 
 /// The same package under the oldest release of JAX that it asks for.
+fn evidence(options: &Evidence) -> Result<()> {
+    let python = python_with_jax()?;
+    let requirements = root().join("evidence").join("requirements.txt");
+    let install = ["-m", "pip", "install", "--quiet"];
+    run(Command::new(&python).args(install).arg("--requirement").arg(requirements))?;
+    run(Command::new(&python).args(install).args(["--no-deps", "."]))?;
+    let mut command = Command::new(&python);
+    command.args(["-m", "evidence", "run"]).env("PYTHONPATH", root().join("models").join("export"));
+    run(command.args(options.full.then_some("--full")).args(&options.rest))
+}
+
 fn test_with_oldest_jax(python: &Path) -> Result<()> {
     let folder = root().join("target").join("oldest-jax");
     let requirements = root().join("python").join("oldest-jax.txt");
