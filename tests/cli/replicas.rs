@@ -8,20 +8,22 @@ use serde_json::Value;
 use super::refusals::refused;
 use super::{root, succeed};
 
+/// What a run has on record, step by step.
+fn records(run: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
 /// Losses and entropies of a run, step by step.
 fn metrics(run: &Path) -> Vec<(Value, Value)> {
-    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
-    let record = |line: &str| serde_json::from_str::<Value>(line).unwrap();
-    text.lines().map(record).map(|r| (r["loss"].clone(), r["entropy"].clone())).collect()
+    records(run).into_iter().map(|r| (r["loss"].clone(), r["entropy"].clone())).collect()
 }
 
 /// How often replicas of a run were compared, and the steps that a comparison is noted with.
 fn compared(run: &Path) -> (u64, Vec<u64>) {
     let consistency = json(&run.join("summary.json"))["consistency"].clone();
     assert_eq!(consistency["replica_mismatches_total"], 0);
-    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
-    let records = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    let noted = records.filter(|r| r.get("replica_checks_total").is_some());
+    let noted = records(run).into_iter().filter(|r| r.get("replica_checks_total").is_some());
     (consistency["replica_checks_total"].as_u64().unwrap(), noted.map(|r| r["step"].as_u64().unwrap()).collect())
 }
 
@@ -64,6 +66,29 @@ fn replicas_train_together_however_they_are_launched() {
     // By default, before the first step and behind the last.
     assert_eq!(compared(&at.path().join("plain")), (2, vec![]));
     assert_eq!(json(&at.path().join("alone/summary.json"))["consistency"], Value::Null);
+}
+
+#[test]
+fn replicas_whose_updates_have_equal_singular_values_stay_alike_however_they_are_launched() {
+    let at = tempfile::tempdir().unwrap();
+    let text: String = (0..4000).map(|n| format!("{} is {} and then some.\n", n * 7919 % 1000, n % 13)).collect();
+    fs::write(at.path().join("text"), text).unwrap();
+    let mlp = root().join("models/mlp").display().to_string();
+    for replicas in [2, 8] {
+        let train = |rest: &str| {
+            let line = format!("train {mlp} --data text --steps 10 --policy spectral --replicas {replicas} {rest}");
+            let said = succeed(at.path(), &line);
+            assert!(said.contains("always alike"), "{replicas}: {said}");
+        };
+        let run = |name: &str| at.path().join(format!("{name}-{replicas}"));
+        train(&format!("--out single-{replicas}"));
+        train(&format!("--steps-per-launch 5 --out fused-{replicas}"));
+        assert_eq!(metrics(&run("single")), metrics(&run("fused")), "{replicas} replicas");
+        let spectral = |name| records(&run(name)).into_iter().map(|r| r["spectral_entropy"].clone()).collect::<Vec<_>>();
+        assert_eq!(spectral("single"), spectral("fused"), "{replicas} replicas");
+        assert!(spectral("single").iter().all(|entropy| entropy.as_f64().is_some_and(|e| 0.0 < e && e < 1.0)));
+        assert_eq!(json(&run("single").join("run.json"))["replicas"], replicas);
+    }
 }
 
 #[test]
