@@ -84,7 +84,8 @@ fn replicas_whose_updates_have_equal_singular_values_stay_alike_however_they_are
         train(&format!("--out single-{replicas}"));
         train(&format!("--steps-per-launch 5 --out fused-{replicas}"));
         assert_eq!(metrics(&run("single")), metrics(&run("fused")), "{replicas} replicas");
-        let spectral = |name| records(&run(name)).into_iter().map(|r| r["spectral_entropy"].clone()).collect::<Vec<_>>();
+        let spectral =
+            |name| records(&run(name)).into_iter().map(|r| r["spectral_entropy"].clone()).collect::<Vec<_>>();
         assert_eq!(spectral("single"), spectral("fused"), "{replicas} replicas");
         assert!(spectral("single").iter().all(|entropy| entropy.as_f64().is_some_and(|e| 0.0 < e && e < 1.0)));
         assert_eq!(json(&run("single").join("run.json"))["replicas"], replicas);
