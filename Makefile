@@ -43,7 +43,7 @@ demos:
 
 # Does the training runs of docs/evidence.md and writes its tables: up to two hours on two cores. Stopped and started again, it
 # goes on. `FULL=1` does those of each kind of corruption by itself, too.
-evidence:
+evidence: plugin
 	cargo xtask evidence $(if $(FULL),--full)
 
 # Exports the committed bundles again; `models-check` only says whether they still match.

@@ -20,7 +20,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from . import exported
 from .corpus import Corpus, read
+from .exported import Exported
 from .timing import Timing, measure
 from .training import Result, Run, train
 
@@ -63,6 +65,14 @@ class Lab:
 
         return _decoded(self._recorded("run", run, now))
 
+    def exported(self, run: Exported) -> float:
+        """The loss that the program comes to on an exported file, as `exported.train` has it; done now if it was not before.
+
+        Raises:
+          Missing: it was not, and this lab only reads.
+        """
+        return self._recorded("exported", run, lambda: exported.train(run, self.text))
+
     def time(self, timing: Timing, tuned: Mapping[str, Mapping[str, float]]) -> dict[str, list[float]]:
         """Milliseconds of the steps that a timing is of, by round; measured now if they were not before.
 
@@ -71,7 +81,7 @@ class Lab:
         """
         return self._recorded("timing", timing, lambda: measure(timing, tuned))
 
-    def _recorded(self, kind: str, question: Run | Timing, answer: Callable[[], Any]) -> Any:
+    def _recorded(self, kind: str, question: Run | Exported | Timing, answer: Callable[[], Any]) -> Any:
         asked = question.describe()
         key = hashlib.sha256(f"{self.text.digest} {json.dumps(asked, sort_keys=True)}".encode()).hexdigest()[:16]
         if key not in self._known:

@@ -79,6 +79,20 @@ def steps(lab: Lab, full: bool) -> str:
     return f"{_table(head, rows)}\n![Learning curves](evidence/curves.svg)\n"
 
 
+def exported(lab: Lab, full: bool) -> str:
+    """The study of an exported file."""
+    del full
+    plain = studies.exported(lab, None)
+    rows = []
+    for policy in studies.EXPORTED:
+        got = studies.exported(lab, policy)
+        option = "--no-control" if policy is None else f"--policy {policy}"
+        change = difference(got, plain)
+        compared = ["", ""] if policy is None else [_signed(change), _perplexity(change)]
+        rows.append([f"`{option}`", f"{sum(got) / len(got):.4f}", *compared])
+    return _table(["`entropic train`", "held-out loss", "difference", "perplexity per byte"], rows)
+
+
 def robustness(lab: Lab, full: bool) -> str:
     """The study of faults."""
     rows_of = {arm: studies.robustness(lab, arm, full) for arm in studies.guards()}
@@ -123,7 +137,7 @@ def time(lab: Lab, full: bool) -> str:
 
 
 PARTS: Mapping[str, Callable[[Lab, bool], str]] = {
-    "tuning": tuning, "steps": steps, "robustness": robustness, "scale": scale, "time": time,
+    "tuning": tuning, "steps": steps, "exported": exported, "robustness": robustness, "scale": scale, "time": time,
 }  # fmt: skip
 
 
@@ -140,12 +154,15 @@ def _compared(of: Sequence[Result], baseline: Sequence[Result]) -> tuple[str, st
     if of is baseline or not math.isfinite(studies.mean_test(of)):
         return "", ""
     change = difference(_tests(of), _tests(baseline))
-    ends = f"{_percent(change.low)} to {_percent(change.high)}"
-    return _signed(change), f"{_percent(change.mean)} ({ends})"
+    return _signed(change), _perplexity(change)
 
 
 def _signed(change: Interval) -> str:
     return f"{change.mean:+.4f} ± {change.half:.4f}"
+
+
+def _perplexity(change: Interval) -> str:
+    return f"{_percent(change.mean)} ({_percent(change.low)} to {_percent(change.high)})"
 
 
 def _percent(nats: float) -> str:

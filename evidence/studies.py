@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from . import search
+from .exported import Exported
 from .faults import KINDS, Faults
 from .lab import Lab
 from .timing import Timing
@@ -80,6 +81,8 @@ LAWS = (
     Arm("AdamW, SGD from half of the run on", policy=_switch(BUDGET // 2)),
     Arm("AdamW, SGD from four fifths of the run on", policy=_switch(BUDGET * 4 // 5)),
 )
+# Policies of an exported file, by what they are given to the program.
+EXPORTED = (None, "default", "spectral")
 EQUAL_STEPS = (BASELINE, *SPECTRAL, *OTHERS, *LAWS)
 
 
@@ -115,6 +118,12 @@ def steps_to_loss(lab: Lab, arm: Arm) -> int | None:
         else:
             short = middle
     return BUDGET * enough // GRID
+
+
+def exported(lab: Lab, policy: str | None) -> list[float]:
+    """What the program comes to with the baseline as a file, one loss for each seed."""
+    numbers = search.tuned()[BASELINE.family]
+    return [lab.exported(Exported(Setting(), numbers, BUDGET, seed, policy)) for seed in SEEDS]
 
 
 # Robustness.
@@ -204,3 +213,5 @@ def tasks(full: bool) -> Iterator[Task]:
         yield robustness, (arm, full)
     for name in reversed(SIZES):
         yield scale, (name,)
+    for policy in EXPORTED:
+        yield exported, (policy,)

@@ -153,6 +153,16 @@ def train(run: Run, text: Corpus) -> Result:
     )
 
 
+def initial(config: gpt.Config, seed: jax.Array, numbers: Numbers) -> Any:
+    """GPT-2's initial parameters, matrices as many times as large as the numbers say."""
+
+    def scaled(path: Any, p: jax.Array) -> jax.Array:
+        embedding = path[0].key in ("wte", "wpe")
+        return p * numbers["initial_embedding" if embedding else "initial_hidden"] if p.ndim >= 2 else p
+
+    return jax.tree.map_with_path(scaled, gpt.make_params(config, jax.random.key(seed)))
+
+
 class Program:
     """The compiled functions of a setting and an optimizer, which serve all numbers, lengths and seeds."""
 
@@ -163,13 +173,13 @@ class Program:
             made = kind.make({**numbers, **dict(static)})
             return optax.apply_if_finite(made, max_consecutive_errors=1_000_000) if guard == "finite" else made
 
-        def loss(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+        def scaled(params: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
             logits = gpt.logits(config, params, batch["inputs"])
             value = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"]).mean()
-            return value * batch["loss_scale"] * setting.loss_scale
+            return value * batch["loss_scale"] * setting.loss_scale, value
 
         def step(params: Any, opt_state: Any, batch: Mapping[str, jax.Array], numbers: Numbers) -> tuple[Any, Any, jax.Array]:
-            value, grads = jax.value_and_grad(loss)(params, batch)
+            (_, value), grads = jax.value_and_grad(scaled, has_aux=True)(params, batch)
             if setting.loss_scale != 1.0:
                 grads = jax.tree.map(lambda g: g / setting.loss_scale, grads)
             extra = {"value": value} if family == "plateau" else {}
@@ -184,10 +194,7 @@ class Program:
             return next_params, next_state, value
 
         def start(seed: jax.Array, numbers: Numbers) -> tuple[Any, Any]:
-            larger = lambda path, p: p * numbers["initial_embedding" if path[0].key in ("wte", "wpe") else "initial_hidden"]
-            params = jax.tree.map_with_path(
-                lambda path, p: larger(path, p) if p.ndim >= 2 else p, gpt.make_params(config, jax.random.key(seed))
-            )
+            params = initial(config, seed, numbers)
             # Where a state holds parameters, both are donated: a copy keeps them apart.
             return params, jax.tree.map(jnp.copy, optimizer(numbers).init(params))
 
