@@ -101,7 +101,7 @@ fn discover_hinted(module: &Module) -> Result<TrainStep, DiscoverError> {
         });
     }
     let alias: BTreeMap<usize, usize> = module.aliases().iter().map(|a| (a.output, a.parameter)).collect();
-    let pairs = pair::pair(&graph, &alias);
+    let mut pairs = pair::pair(&graph, &alias);
     if pairs.pairs.iter().all(|p| graph.inputs.get(p.input) == graph.outputs.get(p.output)) {
         return Err(DiscoverError::NoState {
             inputs: graph.inputs.len(),
@@ -109,8 +109,14 @@ fn discover_hinted(module: &Module) -> Result<TrainStep, DiscoverError> {
             hint: swallowing_call(&graph),
         });
     }
-    let flow = Flow::new(&graph, &pairs.pairs, &[]);
-    let roles = roles::assign(&flow, &pairs.carry, &[]);
+    let mut flow = Flow::new(&graph, &pairs.pairs, &[]);
+    let mut roles = roles::assign(&flow, &pairs.carry, &[]);
+    let weighted = roles::weighted_losses(&flow, &roles, &pairs.carry, &alias);
+    if !weighted.is_empty() {
+        pairs.pairs.retain(|pair| !weighted.contains(&pair.output));
+        flow = Flow::new(&graph, &pairs.pairs, &[]);
+        roles = roles::assign(&flow, &pairs.carry, &[]);
+    }
     if let Some((body, site)) = enclosing::enclosing_loop(&flow, &roles, &pairs) {
         return enclosing::step_in(module, &flow, &pairs, body, site);
     }

@@ -6,8 +6,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use hlo::Opcode;
+
 use super::error::{Refusal, RefusalKind};
-use super::flow::Flow;
+use super::flow::{Flow, StateNode};
 use super::graph::{Graph, NodeId, NodeMap, Op, Reach, bits};
 use super::pair::CarryPaths;
 
@@ -390,6 +392,39 @@ fn rests_on(graph: &Graph<'_>, new: NodeId, old: NodeId) -> bool {
         }
     }
     false
+}
+
+/// Outputs that are losses times a weight that the step takes as a scalar: by its path alone the weight looks like a state
+/// whose next value is the loss.
+///
+/// Such a pair is told from a state by what carries it, which are factors, one of them computed from the batch through more than a
+/// verdict; and by donation: nothing says that the weight is consumed, where other inputs are said to be, or where no loss is
+/// left among the outputs.
+pub(super) fn weighted_losses(
+    flow: &Flow<'_, '_>,
+    roles: &Roles,
+    carry: &[CarryPaths],
+    alias: &BTreeMap<usize, usize>,
+) -> BTreeSet<usize> {
+    if roles.loss.is_some() && alias.is_empty() {
+        return BTreeSet::new();
+    }
+    let graph = flow.graph;
+    let is_factor = |id: NodeId| graph.is(id, Opcode::Multiply) || graph.is(id, Opcode::Divide);
+    let weighted = |state: &&StateNode| {
+        let path = carry.get(state.pair.output).map(|c| c.trace(state.old)).unwrap_or_default();
+        let steps = || path.windows(2).filter_map(|pair| Some((*pair.first()?, *pair.last()?)));
+        let handed_on = |id| graph.deps(id).len() == 1;
+        let by_data = |(before, id): (NodeId, NodeId)| {
+            is_factor(id) && graph.deps(id).iter().any(|&other| other != before && flow.data[other])
+        };
+        graph.is_scalar(state.old)
+            && state.old != state.new
+            && alias.get(&state.pair.output) != Some(&state.pair.input)
+            && steps().all(|(_, id)| is_factor(id) || handed_on(id))
+            && steps().any(by_data)
+    };
+    flow.floats.iter().filter(weighted).map(|state| state.pair.output).collect()
 }
 
 /// Tensors that change without data, that no loss depends on and that no other state reads: parameters left unused.
