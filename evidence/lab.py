@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import fcntl
 import hashlib
+import importlib.metadata
 import json
 import math
 import multiprocessing
@@ -25,6 +26,10 @@ from .corpus import Corpus, read
 from .exported import Exported
 from .timing import Timing, measure
 from .training import Result, Run, train
+
+
+# Other versions give other digits; results on record stay what they are.
+_VERSIONS = {name: importlib.metadata.version(name) for name in ("entropic", "jax", "jaxlib", "optax")}
 
 
 class Missing(Exception):
@@ -91,16 +96,18 @@ class Lab:
             if self._read_only:
                 raise Missing(f"not on record: {kind} {asked}")
             self._known[key] = answer()
-            self._write({"key": key, "text": self.text.digest, kind: asked, "result": self._known[key]})
+            self._write({"key": key, "text": self.text.digest, "versions": _VERSIONS, kind: asked, "result": self._known[key]})
         return self._known[key]
 
     def _write(self, record: Mapping[str, Any]) -> None:
         line = json.dumps(record)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a") as file:
-            # Several processes write to it.
+        with self._path.open("a+b") as file:
+            # Several processes write to it, and one that was killed may have left half a line.
             fcntl.flock(file, fcntl.LOCK_EX)
-            file.write(line + "\n")
+            end = file.seek(0, os.SEEK_END)
+            whole = end == 0 or os.pread(file.fileno(), 1, end - 1) == b"\n"
+            file.write((b"" if whole else b"\n") + line.encode() + b"\n")
 
 
 def _read(path: pathlib.Path) -> Iterator[tuple[str, Any]]:

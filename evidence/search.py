@@ -64,9 +64,9 @@ def _norm(multiple: float, warmup: int) -> dict[str, Any]:
     return {"gate": {"norm": {"multiple": multiple, "warmup": warmup}}}
 
 
-def _band(width: float) -> dict[str, Any]:
+def _band(width: float, warmup: int) -> dict[str, Any]:
     # A target that follows within tens of steps: entropy rises in these runs.
-    gates = {"norm": {"enabled": False}, "entropy": {"enabled": True, "low": 1 - width, "high": 1 + width, "warmup": 20}}
+    gates = {"norm": {"enabled": False}, "entropy": {"enabled": True, "low": 1 - width, "high": 1 + width, "warmup": warmup}}
     return {"target": {"first": 20, "every": 20, "half_life": 50}, "gate": gates}
 
 
@@ -77,7 +77,7 @@ def _both(lab: Lab, votes: str) -> dict[str, Any]:
 
 GATES = {
     "norm": [_norm(multiple, warmup) for warmup in (20, 100) for multiple in (1.5, 2.0, 3.0)],
-    "entropy": [_band(width) for width in (0.03, 0.05, 0.1)],
+    "entropy": [_band(width, warmup) for warmup in (20, 100) for width in (0.03, 0.05, 0.1)],
 }
 GATE_SEEDS = (SEED + 1, SEED + 2)
 GATE_STEPS = 300

@@ -43,9 +43,10 @@ def test_a_run_is_done_once_and_read_again(tmp_path: pathlib.Path, text: Corpus,
 def test_half_a_line_of_a_killed_process_is_done_again(tmp_path: pathlib.Path, text: Corpus, trained: list[object]) -> None:
     path = tmp_path / "runs.jsonl"
     Lab(path, text).run(small_run())
-    path.write_text(path.read_text()[:-20] + "\n")
+    path.write_text(path.read_text()[:-20])
     assert Lab(path, text).run(small_run()) == RESULT
     assert len(trained) == 2
+    assert Lab(path, text, read_only=True).run(small_run()) == RESULT
 
 
 def test_what_is_not_on_record_is_missing(tmp_path: pathlib.Path, text: Corpus) -> None:
