@@ -45,9 +45,8 @@ def main() -> None:
         perform(list(studies.tasks(options.full)), options.records, text, options.jobs)
         # By themselves: what is measured is time.
         perform([(studies.time, (timing,)) for timing in studies.TIMED], options.records, text, 1)
-    missing = page.write(Lab(options.records, corpus, read_only=True), options.full)
-    if missing:
-        print(f"not all on record in {options.records}, so left as it was: {', '.join(missing)}", file=sys.stderr)
+    if not page.write(Lab(options.records, corpus, read_only=True), options.full):
+        print(f"not all is on record in {options.records}; {page.PAGE} says what is not", file=sys.stderr)
 
 
 if __name__ == "__main__":

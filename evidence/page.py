@@ -5,6 +5,7 @@ import pathlib
 import re
 import statistics as plain_statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import matplotlib
 
@@ -18,6 +19,8 @@ from .statistics import Interval, difference
 from .studies import BASELINE, BUDGET, EQUAL_STEPS, SEEDS, Arm
 from .training import Result
 
+T = TypeVar("T")
+
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "evidence.md"
 PICTURES = PAGE.with_suffix("")
 
@@ -25,19 +28,26 @@ PICTURES = PAGE.with_suffix("")
 COLOURS = ("#000000", "#0072B2", "#56B4E9", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#F0E442", "#999999")
 
 
-def write(lab: Lab, full: bool) -> list[str]:
-    """Puts what is on record into the page. Returns the names of parts that are not on record, which stay as they are."""
-    text = PAGE.read_text()
-    missing = []
+NOT_YET = "not on record yet"
+
+
+def write(lab: Lab, full: bool) -> bool:
+    """Puts what is on record into the page. Returns whether all of it is; what is not is said in its place."""
+    text, complete = PAGE.read_text(), True
     for name, part in PARTS.items():
-        try:
-            content = part(lab, full)
-        except Missing:
-            missing.append(name)
-            continue
+        content = _found(lambda part=part: part(lab, full)) or f"{NOT_YET.capitalize()}.\n"
+        complete &= NOT_YET not in content.lower()
         text = _replaced(text, name, content)
     PAGE.write_text(text)
-    return missing
+    return complete
+
+
+def _found(ask: Callable[[], T]) -> T | None:
+    """What a procedure finds; None where something that it needs is not on record."""
+    try:
+        return ask()
+    except Missing:
+        return None
 
 
 def _replaced(text: str, name: str, content: str) -> str:
@@ -66,17 +76,27 @@ def steps(lab: Lab, full: bool) -> str:
     """The study of equal steps, and of steps to the baseline's loss."""
     del full
     baseline = studies.results(lab, BASELINE)
-    found: dict[Arm, int | None] = {arm: studies.steps_to_loss(lab, arm) for arm in (*studies.SPECTRAL, *studies.OTHERS)}
     rows = []
     for arm in EQUAL_STEPS:
-        got = studies.results(lab, arm)
-        needed = found.get(arm, "") if arm in found else ""
-        reached = "" if needed == "" else "not within" if needed is None else f"{needed} ({needed / BUDGET:.0%})"
-        rows.append([arm.title, _loss(got), *_compared(got, baseline), BUDGET if arm is BASELINE else reached, _refused(got)])
+        got = _found(lambda arm=arm: studies.results(lab, arm))
+        if got is None:
+            rows.append([arm.title, NOT_YET, "", "", "", ""])
+            continue
+        compared = ("", "") if arm is BASELINE else _compared(got, baseline)
+        rows.append([arm.title, _loss(got), *compared, _reached(lab, arm), _refused(got)])
     _curves(PICTURES / "curves.svg", lab)
     head = ["", "test loss", "difference", "perplexity per byte", "steps to the first row's loss", "steps not applied"]
-    rows = [[str(cell) for cell in row] for row in rows]
     return f"{_table(head, rows)}\n![Learning curves](evidence/curves.svg)\n"
+
+
+def _reached(lab: Lab, arm: Arm) -> str:
+    if arm not in (BASELINE, *studies.SPECTRAL, *studies.OTHERS):
+        return ""
+    try:
+        needed = BUDGET if arm is BASELINE else studies.steps_to_loss(lab, arm)
+    except Missing:
+        return NOT_YET
+    return f"{needed} ({needed / BUDGET:.0%})" if needed else f"more than {BUDGET}"
 
 
 def exported(lab: Lab, full: bool) -> str:
@@ -95,16 +115,21 @@ def exported(lab: Lab, full: bool) -> str:
 
 def robustness(lab: Lab, full: bool) -> str:
     """The study of faults."""
-    rows_of = {arm: studies.robustness(lab, arm, full) for arm in studies.guards()}
-    oracle = rows_of[studies.guards()[-1]]
-    names = list(studies.conditions(full))
+    arms, conditions = studies.guards(), studies.conditions(full)
+    got = {
+        (arm.title, name): _found(lambda arm=arm, condition=condition: studies.under(lab, arm, condition))
+        for arm in arms
+        for name, condition in conditions.items()
+    }
+    oracles = {name: got[arms[-1].title, name] for name in conditions}
     parts = []
     for title, cell in (
-        ("Test loss, and against the oracle's:", lambda got, name: _against(got, oracle[name])),
-        ("Steps not applied in all three runs, and how many of those had a corrupted batch:", lambda got, name: _caught(got)),
+        ("Test loss, and against the oracle's:", lambda of, name: _against(of, oracles[name])),
+        ("Steps not applied in all three runs, and how many of those had a corrupted batch:", lambda of, name: _caught(of)),
     ):
-        rows = [[arm.title, *(cell(results[name], name) for name in names)] for arm, results in rows_of.items()]
-        parts.append(f"{title}\n\n{_table(['', *names], rows)}")
+        of = lambda arm, name, cell=cell: NOT_YET if got[arm.title, name] is None else cell(got[arm.title, name], name)
+        rows = [[arm.title, *(of(arm, name) for name in conditions)] for arm in arms]
+        parts.append(f"{title}\n\n{_table(['', *conditions], rows)}")
     return "\n".join(parts)
 
 
@@ -116,7 +141,9 @@ def scale(lab: Lab, full: bool) -> str:
         of = studies.scale(lab, name)
         baseline = of[BASELINE.title]
         factor = studies.rate_for(lab, studies.SIZES[name])
-        rows += [[name, f"{factor:g}", title, _loss(got), *_compared(got, baseline)] for title, got in of.items()]
+        for title, got in of.items():
+            compared = ("", "") if got is baseline else _compared(got, baseline)
+            rows.append([name, f"{factor:g}", title, _loss(got), *compared])
     return _table(["model", "learning rate, times the base's", "", "test loss", "difference", "perplexity per byte"], rows)
 
 
@@ -151,7 +178,7 @@ def _loss(of: Sequence[Result]) -> str:
 
 
 def _compared(of: Sequence[Result], baseline: Sequence[Result]) -> tuple[str, str]:
-    if of is baseline or not math.isfinite(studies.mean_test(of)):
+    if not math.isfinite(studies.mean_test(of)):
         return "", ""
     change = difference(_tests(of), _tests(baseline))
     return _signed(change), _perplexity(change)
@@ -169,11 +196,11 @@ def _percent(nats: float) -> str:
     return f"{math.expm1(nats):+.1%}"
 
 
-def _against(of: Sequence[Result], oracle: Sequence[Result]) -> str:
+def _against(of: Sequence[Result], oracle: Sequence[Result] | None) -> str:
     mean = studies.mean_test(of)
     if not math.isfinite(mean):
         return _loss(of)
-    return f"{mean:.3f}" if of is oracle else f"{mean:.3f} ({mean / studies.mean_test(oracle) - 1:+.1%})"
+    return f"{mean:.3f}" if oracle is None or of is oracle else f"{mean:.3f} ({mean / studies.mean_test(oracle) - 1:+.1%})"
 
 
 def _refused(of: Sequence[Result]) -> str:
@@ -192,7 +219,9 @@ def _curves(path: pathlib.Path, lab: Lab) -> None:
     figure, axes = plt.subplots(figsize=(7.5, 4.5))
     shown = (BASELINE, *studies.SPECTRAL, *studies.OTHERS)
     for arm, colour in zip(shown, COLOURS, strict=False):
-        got = studies.results(lab, arm)
+        got = _found(lambda arm=arm: studies.results(lab, arm))
+        if got is None:
+            continue
         at = [step for step, _ in got[0].curve]
         losses = [[loss for _, loss in result.curve] for result in got]
         means = [sum(of) / len(of) for of in zip(*losses, strict=True)]

@@ -11,7 +11,7 @@ from typing import Any
 from . import search
 from .exported import Exported
 from .faults import KINDS, Faults
-from .lab import Lab
+from .lab import Lab, Missing
 from .timing import Timing
 from .training import Guard, Policy, Result, Run, Setting
 
@@ -42,8 +42,15 @@ class Arm:
     changes: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def run(self, steps: int, seed: int, setting: Setting, faults: Faults | None) -> Run:
-        """One of its runs."""
-        numbers = {**search.tuned()[self.family], **self.changes}
+        """One of its runs.
+
+        Raises:
+          Missing: the optimizer was not tuned.
+        """
+        found = search.tuned().get(self.family)
+        if found is None:
+            raise Missing(f"no search for {self.family} is on record: `python -m evidence search`")
+        numbers = {**found, **self.changes}
         return Run(setting, self.family, numbers, steps, seed, self.policy, faults, self.guard)
 
 
@@ -137,8 +144,14 @@ OVERFLOWS = Faults(rate=0.08, kinds=("large",))
 
 
 def guards() -> tuple[Arm, ...]:
-    """What is compared under faults."""
+    """What is compared under faults.
+
+    Raises:
+      Missing: gates were not looked for.
+    """
     gates = search.gates()
+    if not gates:
+        raise Missing("no search for gates is on record: `python -m evidence search`")
     return (
         Arm("no clipping", changes={"clip": 1e9}),
         Arm("clipping only"),
@@ -158,9 +171,16 @@ def conditions(full: bool) -> dict[str, tuple[Setting, Faults]]:
     return {**{name: (Setting(), faults) for name, faults in {**mixed, **alone}.items()}, "float16, 8% overflow": (HALF, OVERFLOWS)}
 
 
-def robustness(lab: Lab, arm: Arm, full: bool) -> dict[str, list[Result]]:
-    """The results of an arm under each condition."""
-    return {name: results(lab, arm, SHORT, setting, faults) for name, (setting, faults) in conditions(full).items()}
+def under(lab: Lab, arm: Arm, condition: tuple[Setting, Faults]) -> list[Result]:
+    """The results of an arm when this goes wrong."""
+    setting, faults = condition
+    return results(lab, arm, SHORT, setting, faults)
+
+
+def robustness(lab: Lab, arm: Arm, full: bool) -> None:
+    """All of an arm's runs with faults."""
+    for condition in conditions(full).values():
+        under(lab, arm, condition)
 
 
 # Scale.
