@@ -5,7 +5,7 @@ import pathlib
 import re
 import statistics as plain_statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import matplotlib
 
@@ -64,12 +64,34 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def tuning(lab: Lab, full: bool) -> str:
     """What searches found."""
-    del lab, full
+    del full
     tuned = search.tuned()
     names = list(dict.fromkeys(name for numbers in tuned.values() for name in numbers))
     rows = [[f"`{name}`", *(f"{numbers[name]:g}" if name in numbers else "" for numbers in tuned.values())] for name in names]
-    gates = "".join(f"- {kind}: `{tables}`\n" for kind, tables in search.gates().items())
-    return f"{_table(['', *tuned], rows)}\nGates:\n\n{gates}"
+    missing = [family for family in FAMILIES if family not in tuned]
+    remark = f"\nOf {', '.join(missing)}: {NOT_YET}.\n" if missing else ""
+    return f"{_table(['', *tuned], rows)}{remark}\n{_gates(Lab(search.RECORDS, lab.text, read_only=True))}"
+
+
+def _gates(lab: Lab) -> str:
+    chosen, rows = search.gates(), []
+    for kind in (*search.GATES, "both"):
+        for policy in search.candidates(lab, kind):
+            clean, faulty = search.gated(lab, policy)
+            losses = [sum(result.validation for result in of) / len(of) for of in (clean, faulty)]
+            mark = " **chosen**" if policy == chosen.get(kind) else ""
+            counts = [f"{_refusals(clean)} of {len(clean) * search.GATE_STEPS}", _caught(faulty)]
+            rows.append([f"{_gate(policy)}{mark}", *(f"{loss:.4f}" for loss in losses), *counts])
+    head = ["gate", "clean", "8% corrupted", "steps not applied, clean", "8% corrupted: not applied, of those corrupted"]
+    return f"Gates, with validation losses of two seeds of 300 steps:\n\n{_table(head, rows)}"
+
+
+def _gate(policy: Mapping[str, Any]) -> str:
+    norm, entropy = policy["gate"]["norm"], policy["gate"].get("entropy")
+    parts = [f"norm {norm['multiple']:g} x after {norm['warmup']}"] if "multiple" in norm else []
+    if entropy:
+        parts.append(f"entropy {entropy['low']:g} to {entropy['high']:g} after {entropy['warmup']}")
+    return f" {policy['gate'].get('votes', '')} ".join(parts)
 
 
 def steps(lab: Lab, full: bool) -> str:
@@ -204,15 +226,18 @@ def _against(of: Sequence[Result], oracle: Sequence[Result] | None) -> str:
 
 
 def _refused(of: Sequence[Result]) -> str:
-    counts = [sum(result.refused.values()) for result in of]
-    return f"{sum(counts)} of {len(counts) * BUDGET}" if of[0].refused else ""
+    return f"{_refusals(of)} of {len(of) * BUDGET}" if of[0].refused else ""
+
+
+def _refusals(of: Sequence[Result]) -> int:
+    return sum(sum(result.refused.values()) for result in of)
 
 
 def _caught(of: Sequence[Result]) -> str:
     if not of[0].refused:
         return ""
-    refused, caught, bad = (sum(map(count, of)) for count in (lambda r: sum(r.refused.values()), lambda r: r.caught, lambda r: r.bad))
-    return f"{refused}, {caught} of {bad}" if bad else f"{refused}"
+    caught, bad = sum(result.caught for result in of), sum(result.bad for result in of)
+    return f"{_refusals(of)}, {caught} of {bad}" if bad else f"{_refusals(of)}"
 
 
 def _curves(path: pathlib.Path, lab: Lab) -> None:

@@ -16,7 +16,7 @@ from scipy.stats import qmc
 from .faults import Faults
 from .lab import Lab
 from .optimizers import FAMILIES, Family, Range
-from .training import Run, Setting
+from .training import Result, Run, Setting
 
 ROUNDS = 3
 RUNS_PER_ROUND = 8
@@ -49,15 +49,20 @@ def tune(lab: Lab, family: str) -> dict[str, float]:
 def gate(lab: Lab, kind: str) -> dict[str, Any]:
     """The tables of the best gate of a kind: by its loss on the validation text, the mean of clean runs and of runs of which 8%
     of the batches are corrupted."""
-    candidates = GATES[kind] if kind != "both" else [_both(lab, votes) for votes in ("any", "all")]
-    conditions = [(faults, seed) for faults in (None, Faults(rate=0.08)) for seed in GATE_SEEDS]
+    loss = lambda policy: sum(result.validation for of in gated(lab, policy) for result in of)
+    return min(candidates(lab, kind), key=loss)
+
+
+def candidates(lab: Lab, kind: str) -> list[dict[str, Any]]:
+    """The tables of the gates of a kind that are tried."""
+    return [_both(lab, votes) for votes in ("any", "all")] if kind == "both" else GATES[kind]
+
+
+def gated(lab: Lab, policy: dict[str, Any]) -> tuple[list[Result], list[Result]]:
+    """Clean and corrupted runs under a gate, by seed."""
     numbers = tune(lab, "adamw")
-
-    def loss(policy: dict[str, Any]) -> float:
-        runs = [Run(Setting(), "adamw", numbers, GATE_STEPS, seed, policy, faults) for faults, seed in conditions]
-        return sum(lab.run(run).validation for run in runs) / len(runs)
-
-    return min(candidates, key=loss)
+    of = lambda faults: [lab.run(Run(Setting(), "adamw", numbers, GATE_STEPS, seed, policy, faults)) for seed in GATE_SEEDS]
+    return of(None), of(Faults(rate=0.08))
 
 
 def _norm(multiple: float, warmup: int) -> dict[str, Any]:
