@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("action", choices=["run", "page", "search"])
     parser.add_argument("--full", action="store_true", help="each kind of corruption by itself, too")
     parser.add_argument("--text", nargs="+", type=pathlib.Path, default=[], help="files and folders instead of the standard library")
-    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs at a time (default: one for each core)")
+    parser.add_argument("--jobs", type=_positive, default=len(os.sched_getaffinity(0)), help="runs at a time (default: one for each core)")
     parser.add_argument("--records", type=pathlib.Path, default=RECORDS, help=f"what is done already (default: {RECORDS})")
     options = parser.parse_args()
     text = tuple(options.text)
@@ -47,6 +47,13 @@ def main() -> None:
         perform([(studies.time, (timing,)) for timing in studies.TIMED], options.records, text, 1)
     if not page.write(Lab(options.records, corpus, read_only=True), options.full):
         print(f"not all is on record in {options.records}; {page.PAGE} says what is not", file=sys.stderr)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("one is the least")
+    return number
 
 
 if __name__ == "__main__":

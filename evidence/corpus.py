@@ -45,8 +45,11 @@ def read(paths: tuple[pathlib.Path, ...] = ()) -> Corpus:
     A file whose content was seen before is left out, so that no text is in two parts.
 
     Raises:
-      ValueError: a part has too little text, or none.
+      ValueError: a path does not exist, or a part has too little text.
     """
+    for path in paths:
+        if not path.exists():
+            raise ValueError(f"{path} does not exist")
     parts: dict[str, list[bytes]] = {"train": [], "validation": [], "test": []}
     digest, seen = hashlib.sha256(), set()
     for name, path in _files(paths or (standard_library(),)):
@@ -62,7 +65,7 @@ def read(paths: tuple[pathlib.Path, ...] = ()) -> Corpus:
     arrays = {part: np.frombuffer(b"".join(contents), np.uint8) for part, contents in parts.items()}
     for part, array in arrays.items():
         if array.size < LEAST:
-            raise ValueError(f"only {array.size} bytes of text for {part}; {LEAST} are the least: name more files or folders")
+            raise ValueError(f"only {array.size} bytes of text for {part}; {LEAST} are the least, and whole files are what parts are made of: name more of them")
     return Corpus(**arrays, digest=digest.hexdigest()[:16])
 
 

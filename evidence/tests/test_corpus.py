@@ -31,6 +31,8 @@ def test_too_little_text_is_refused(tmp_path: pathlib.Path) -> None:
     (tmp_path / "a.py").write_text("x = 1\n")
     with pytest.raises(ValueError, match="bytes of text for"):
         read((tmp_path,))
+    with pytest.raises(ValueError, match="none does not exist"):
+        read((tmp_path / "none",))
 
 
 def test_windows_are_spread_over_all_of_a_text() -> None:
