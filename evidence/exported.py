@@ -1,7 +1,6 @@
 """An exported file under a policy: the program `entropic` trains a bundle, and nothing of the training code is there any more."""
 
 import dataclasses
-import functools
 import json
 import pathlib
 import subprocess
@@ -12,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from entropic_export import export_bundle
 from entropic_export.bundles import gpt
 
@@ -65,17 +63,11 @@ def train(run: Exported, text: Corpus) -> float:
 def _export(run: Exported, path: pathlib.Path) -> None:
     config = run.setting.config
     optimizer = FAMILIES["adamw"].make({**run.numbers, "steps": run.steps, "rate_scale": 1.0})
-    loss = functools.partial(gpt.loss, config)
+    _, step, evaluate = gpt.training(config, optimizer)
 
     def init(seed: jax.Array) -> tuple[Any, Any]:
         params = initial(config, seed, run.numbers)
         return params, jax.tree.map(jnp.copy, optimizer.init(params))
 
-    def step(params: Any, opt_state: Any, tokens: jax.Array) -> tuple[Any, Any, jax.Array]:
-        value, grads = jax.value_and_grad(loss)(params, tokens)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, value
-
     batch = jax.ShapeDtypeStruct((run.setting.rows, run.setting.context + 1), jnp.int32)
-    evaluate = lambda params, opt_state, tokens: loss(params, tokens)
     export_bundle(step, init, batch, path, name="model", eval_step=evaluate, data="bytes", vocab=config.vocab)

@@ -163,13 +163,18 @@ def logits(config: Config, params: Params, inputs: jax.Array) -> jax.Array:
 
 def loss(config: Config, params: Params, tokens: jax.Array) -> jax.Array:
     """Mean cross entropy, in nats per token, of each token of a row given those before it."""
-    predicted = logits(config, params, tokens[:, :-1])
-    return optax.softmax_cross_entropy_with_integer_labels(predicted, tokens[:, 1:]).mean()
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    return optax.softmax_cross_entropy_with_integer_labels(logits(config, params, inputs), targets).mean()
 
 
-def training(config: Config) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
-    """`init(seed)`, `step(params, opt_state, tokens)` and `evaluate(params, opt_state, tokens)` of a configuration."""
-    tx = optimizer(config)
+def training(
+    config: Config, tx: optax.GradientTransformation | None = None
+) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+    """`init(seed)`, `step(params, opt_state, tokens)` and `evaluate(params, opt_state, tokens)` of a configuration.
+
+    `tx` takes the place of its own optimizer.
+    """
+    tx = optimizer(config) if tx is None else tx
 
     def init(seed: jax.Array) -> tuple[Params, optax.OptState]:
         params = make_params(config, jax.random.key(seed))
