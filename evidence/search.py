@@ -4,6 +4,7 @@ Three rounds. The first spreads its runs evenly over all of the space (Sobol); e
 half as far.
 """
 
+import functools
 import json
 import math
 import pathlib
@@ -32,13 +33,13 @@ def tune(lab: Lab, family: str) -> dict[str, float]:
     """The numbers of the best run, by its loss on the validation text."""
     kind = FAMILIES[family]
     best, numbers = math.inf, {}
-    centre, width = [0.5] * _dimensions(kind), 1.0
+    centre, width = [0.5] * dimensions(kind), 1.0
     for turn in range(ROUNDS):
-        points = qmc.Sobol(_dimensions(kind), seed=zlib.crc32(f"{family} {turn}".encode())).random(RUNS_PER_ROUND)
+        points = qmc.Sobol(dimensions(kind), seed=zlib.crc32(f"{family} {turn}".encode())).random(RUNS_PER_ROUND)
         found = None
         for point in points:
             place = [min(max(c + width * (p - 0.5), 0.0), 1.0) for c, p in zip(centre, point, strict=True)]
-            tried = _at(kind, place)
+            tried = at(kind, place)
             loss = lab.run(Run(Setting(), family, tried, STEPS, SEED)).validation
             if loss < best:
                 best, numbers, found = loss, tried, place
@@ -97,19 +98,26 @@ def write(lab: Lab) -> None:
 
 def tuned() -> Mapping[str, Mapping[str, float]]:
     """The numbers of each optimizer, as the recorded searches found them."""
-    return json.loads(CHOSEN.read_text())["optimizers"]
+    return _chosen()["optimizers"]
 
 
 def gates() -> Mapping[str, Mapping[str, Any]]:
     """Tables of policies whose gates the recorded searches found: "norm", "entropy", "both"."""
-    return json.loads(CHOSEN.read_text())["gates"]
+    return _chosen()["gates"]
 
 
-def _dimensions(kind: Family) -> int:
+@functools.cache
+def _chosen() -> Mapping[str, Any]:
+    return json.loads(CHOSEN.read_text())
+
+
+def dimensions(kind: Family) -> int:
+    """How many numbers an optimizer is tuned by."""
     return len(kind.space) + len(kind.static)
 
 
-def _at(kind: Family, place: list[float]) -> dict[str, float]:
+def at(kind: Family, place: list[float]) -> dict[str, float]:
+    """The numbers at a place in an optimizer's space, whose sides are 0 to 1."""
     continuous = [_within(space, x) for space, x in zip(kind.space.values(), place[: len(kind.space)], strict=True)]
     choices = kind.static.values()
     chosen = [of[min(int(x * len(of)), len(of) - 1)] for of, x in zip(choices, place[len(kind.space) :], strict=True)]

@@ -8,13 +8,13 @@ from conftest import SMALL, small_run
 from evidence.corpus import Corpus
 from evidence.faults import Faults
 from evidence.optimizers import FAMILIES
-from evidence.search import _at, _dimensions
+from evidence.search import at, dimensions
 from evidence.training import train
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_optimizer_learns(text: Corpus, family: str) -> None:
-    numbers = _at(FAMILIES[family], [0.5] * _dimensions(FAMILIES[family]))
+    numbers = at(FAMILIES[family], [0.5] * dimensions(FAMILIES[family]))
     result = train(small_run(family=family, numbers=numbers, steps=40), text)
     assert result.test < math.log(256) - 0.5
     assert result.curve[0][1] > result.curve[-1][1]

@@ -10,15 +10,7 @@ use passes::step::{GradientStatus, TrainStep};
 use passes::{discover, discover_with};
 
 /// Least squares by optimistic gradient descent, `p - lr·(2·g - last)`; the last gradient is parameter 1 and output 1.
-const STEP: &str = "HloModule optimistic
-
-sum {
-  a = f32[] parameter(0)
-  b = f32[] parameter(1)
-  ROOT sum = f32[] add(a, b)
-}
-
-ENTRY step {
+const STEP: &str = "
   p = f32[4]{0} parameter(0)
   last = f32[4]{0} parameter(1)
   x = f32[8,4]{1,0} parameter(2)
@@ -36,8 +28,13 @@ ENTRY step {
   energy = f32[8]{0} multiply(r, r)
   loss = f32[] reduce(energy, zero), dimensions={0}, to_apply=sum
   ROOT result = (f32[4]{0}, f32[4]{0}, f32[]) tuple(new, g, loss)
-}
 ";
+
+/// A module whose entry these instructions are; `sum` adds two numbers.
+fn module(entry: &str) -> Module {
+    let sum = "sum {\n a = f32[] parameter(0)\n b = f32[] parameter(1)\n ROOT sum = f32[] add(a, b)\n}\n";
+    hlo::text::parse(&format!("HloModule step\n\n{sum}\nENTRY step {{{entry}}}\n")).unwrap()
+}
 
 /// The name of the gradient of the only parameter, and how many states belong to it.
 fn found(module: &Module, step: &TrainStep) -> (String, usize) {
@@ -53,7 +50,7 @@ fn states(step: &TrainStep) -> Vec<usize> {
 
 #[test]
 fn who_knows_which_output_follows_on_which_input_says_so() {
-    let module = hlo::text::parse(STEP).unwrap();
+    let module = module(STEP);
     let step = discover_with(&module, &BTreeMap::from([(1, 1)])).unwrap();
     assert_eq!(found(&module, &step), ("g".to_owned(), 1));
 
@@ -71,15 +68,7 @@ fn who_knows_which_output_follows_on_which_input_says_so() {
 }
 
 /// Least squares by momentum; the loss is returned times a weight that the step takes.
-const WEIGHTED: &str = "HloModule weighted
-
-sum {
-  a = f32[] parameter(0)
-  b = f32[] parameter(1)
-  ROOT sum = f32[] add(a, b)
-}
-
-ENTRY step {
+const WEIGHTED: &str = "
   p = f32[4]{0} parameter(0)
   m = f32[4]{0} parameter(1)
   x = f32[8,4]{1,0} parameter(2)
@@ -101,12 +90,11 @@ ENTRY step {
   mean = f32[] reduce(energy, zero), dimensions={0}, to_apply=sum
   loss = f32[] multiply(mean, weight)
   ROOT result = (f32[4]{0}, f32[4]{0}, f32[]) tuple(new, next, loss)
-}
 ";
 
 #[test]
 fn a_loss_times_a_weight_is_a_loss_and_no_state() {
-    let module = hlo::text::parse(WEIGHTED).unwrap();
+    let module = module(WEIGHTED);
     let mut donated = module.clone();
     donated.alias(0, 0, AliasKind::May).unwrap();
     for module in [&module, &donated] {
@@ -134,7 +122,7 @@ fn a_scalar_that_follows_a_verdict_on_data_stays_a_state() {
         "(f32[4]{0}, f32[4]{0}, f32[]) tuple(new, next, loss)",
         "(f32[4]{0}, f32[4]{0}, f32[], f32[]) tuple(new, next, scale, mean)",
     );
-    let mut module = hlo::text::parse(&scaled).unwrap();
+    let mut module = module(&scaled);
     for donated in [false, true] {
         if donated {
             module.alias(0, 0, AliasKind::May).unwrap();

@@ -8,6 +8,12 @@ use serde_json::Value;
 use super::refusals::refused;
 use super::{root, succeed};
 
+/// Something to train on, as `text`.
+fn write_text(at: &Path) {
+    let text: String = (0..4000).map(|n| format!("{} is {} and then some.\n", n * 7919 % 1000, n % 13)).collect();
+    fs::write(at.join("text"), text).unwrap();
+}
+
 /// What a run has on record, step by step.
 fn records(run: &Path) -> Vec<Value> {
     let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
@@ -34,8 +40,7 @@ fn json(path: &Path) -> Value {
 #[test]
 fn replicas_train_together_however_they_are_launched() {
     let at = tempfile::tempdir().unwrap();
-    let text: String = (0..4000).map(|n| format!("{} is {} and then some.\n", n * 7919 % 1000, n % 13)).collect();
-    fs::write(at.path().join("text"), text).unwrap();
+    write_text(at.path());
     let mlp = root().join("models/mlp");
     let train = |model: &str, rest: &str| succeed(at.path(), &format!("train {model} --data text --steps 12 {rest}"));
     let mlp = mlp.display().to_string();
@@ -71,8 +76,7 @@ fn replicas_train_together_however_they_are_launched() {
 #[test]
 fn replicas_whose_updates_have_equal_singular_values_stay_alike_however_they_are_launched() {
     let at = tempfile::tempdir().unwrap();
-    let text: String = (0..4000).map(|n| format!("{} is {} and then some.\n", n * 7919 % 1000, n % 13)).collect();
-    fs::write(at.path().join("text"), text).unwrap();
+    write_text(at.path());
     let mlp = root().join("models/mlp").display().to_string();
     for replicas in [2, 8] {
         let train = |rest: &str| {

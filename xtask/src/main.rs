@@ -109,8 +109,7 @@ fn test_python() -> Result<()> {
     install.args(["-m", "pip", "install", "--quiet", "--no-deps", "."]).env("MATURIN_PEP517_ARGS", "--profile dev");
     run(&mut install)?;
     let program = python.with_file_name("entropic");
-    let requirements = root().join("evidence").join("requirements.txt");
-    run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--requirement"]).arg(requirements))?;
+    install_requirements(&python, "evidence")?;
     for tests in ["models", "python/tests", "evidence"] {
         let mut command = Command::new(&python);
         run(command.args(["-m", "pytest", "--quiet", tests]).env("PIP_NO_INDEX", "1").env("ENTROPIC_BIN", &program))?;
@@ -118,18 +117,17 @@ fn test_python() -> Result<()> {
     test_with_oldest_jax(&python)
 }
 
-/// The same package under the oldest release of JAX that it asks for.
+/// Training runs through the package as users build it.
 fn evidence(options: &Evidence) -> Result<()> {
     let python = python_with_jax()?;
-    let requirements = root().join("evidence").join("requirements.txt");
-    let install = ["-m", "pip", "install", "--quiet"];
-    run(Command::new(&python).args(install).arg("--requirement").arg(requirements))?;
-    run(Command::new(&python).args(install).args(["--no-deps", "."]))?;
+    install_requirements(&python, "evidence")?;
+    run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--no-deps", "."]))?;
     let mut command = Command::new(&python);
     command.args(["-m", "evidence", "run"]).env("PYTHONPATH", root().join("models").join("export"));
     run(command.args(options.full.then_some("--full")).args(&options.rest))
 }
 
+/// The same package under the oldest release of JAX that it asks for.
 fn test_with_oldest_jax(python: &Path) -> Result<()> {
     let folder = root().join("target").join("oldest-jax");
     let requirements = root().join("python").join("oldest-jax.txt");
@@ -174,9 +172,14 @@ fn python_with_jax() -> Result<PathBuf> {
     if !python.is_file() {
         make_venv(&folder)?;
     }
-    let requirements = root().join("models").join("requirements.txt");
-    run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--requirement"]).arg(requirements))?;
+    install_requirements(&python, "models")?;
     Ok(python)
+}
+
+/// Installs what the `requirements.txt` of a folder names.
+fn install_requirements(python: &Path, folder: &str) -> Result<()> {
+    let requirements = root().join(folder).join("requirements.txt");
+    run(Command::new(python).args(["-m", "pip", "install", "--quiet", "--requirement"]).arg(requirements))
 }
 
 /// Makes a virtual environment. Where Python comes without `venv` (Debian packages it apart), `virtualenv` does it.
