@@ -16,6 +16,7 @@ from entropic_export.bundles import gpt
 
 from .corpus import Corpus
 from .optimizers import FAMILIES
+from .policies import in_force
 from .training import Setting, initial
 
 
@@ -39,7 +40,8 @@ class Exported:
 
     def describe(self) -> dict[str, Any]:
         """As JSON."""
-        return {**dataclasses.asdict(self), "program": "entropic train"}
+        policy = None if self.policy is None else in_force(self.policy)
+        return {**dataclasses.asdict(self), "policy": policy, "program": "entropic train"}
 
 
 def train(run: Exported, text: Corpus) -> float:

@@ -12,8 +12,9 @@ from . import search
 from .exported import Exported
 from .faults import KINDS, Faults
 from .lab import Lab, Missing
+from .policies import Policy
 from .timing import Timing
-from .training import Guard, Policy, Result, Run, Setting
+from .training import Guard, Result, Run, Setting
 
 SEEDS = (1, 2, 3)
 BUDGET = 500
@@ -157,6 +158,7 @@ def guards() -> tuple[Arm, ...]:
         Arm("clipping only"),
         Arm("clipping + optax.apply_if_finite", guard="finite"),
         Arm("clipping + default policy", policy="default"),
+        Arm("clipping + article.toml", policy="article"),
         Arm("clipping + norm gate, tuned", policy=gates["norm"]),
         Arm("clipping + entropy band, tuned", policy=gates["entropy"]),
         Arm("clipping + both, tuned", policy=gates["both"]),

@@ -1,7 +1,6 @@
 """What steps take, in turns in one process."""
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from .policies import in_force
 from .training import Program, Setting
 
 ROUNDS = 40
@@ -25,7 +25,8 @@ class Timing:
 
     def describe(self) -> dict[str, Any]:
         """As JSON."""
-        return {**dataclasses.asdict(self), "timed": json.dumps(TIMED)}
+        timed = {name: (family, None if policy is None else in_force(policy)) for name, (family, policy) in TIMED.items()}
+        return {**dataclasses.asdict(self), "timed": timed}
 
 
 def measure(timing: Timing, tuned: Mapping[str, Mapping[str, float]]) -> dict[str, list[float]]:

@@ -18,9 +18,7 @@ from entropic_export.bundles import gpt
 from .corpus import Corpus, windows
 from .faults import Batch, Faults, draw
 from .optimizers import FAMILIES, Numbers
-
-Policy = Mapping[str, Any] | str
-"""Tables of a policy, or the name of one that comes with the program."""
+from .policies import Policy, in_force
 
 Guard = Literal["none", "finite", "oracle"]
 """What stands beside a policy, or instead of one: `optax.apply_if_finite`, or an oracle that knows which batches are corrupted
@@ -86,7 +84,7 @@ class Run:
 
     def describe(self) -> dict[str, Any]:
         """As JSON."""
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "policy": None if self.policy is None else in_force(self.policy)}
 
 
 @dataclasses.dataclass(frozen=True)
