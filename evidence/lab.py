@@ -21,9 +21,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from . import exported
+from . import exported, healthy
 from .corpus import Corpus, read
 from .exported import Exported
+from .healthy import Healthy
 from .timing import Timing, measure
 from .training import Result, Run, train
 
@@ -78,6 +79,14 @@ class Lab:
         """
         return self._recorded("exported", run, lambda: exported.train(run, self.text))
 
+    def healthy(self, run: Healthy) -> int:
+        """How many steps of a run with nothing wrong were not applied; done now if it was not before.
+
+        Raises:
+          Missing: it was not, and this lab only reads.
+        """
+        return self._recorded("healthy", run, lambda: healthy.refused(run, self.text))
+
     def time(self, timing: Timing, tuned: Mapping[str, Mapping[str, float]]) -> dict[str, list[float]]:
         """Milliseconds of the steps that a timing is of, by round; measured now if they were not before.
 
@@ -86,7 +95,7 @@ class Lab:
         """
         return self._recorded("timing", timing, lambda: measure(timing, tuned))
 
-    def _recorded(self, kind: str, question: Run | Exported | Timing, answer: Callable[[], Any]) -> Any:
+    def _recorded(self, kind: str, question: Run | Exported | Healthy | Timing, answer: Callable[[], Any]) -> Any:
         asked = question.describe()
         key = hashlib.sha256(f"{self.text.digest} {json.dumps(asked, sort_keys=True)}".encode()).hexdigest()[:16]
         if key not in self._known:

@@ -13,6 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from . import search, studies
+from .healthy import STEPS, TASKS
 from .lab import Lab, Missing
 from .optimizers import FAMILIES
 from .statistics import Interval, difference
@@ -88,7 +89,8 @@ def _gates(lab: Lab) -> str:
 
 def _gate(policy: Mapping[str, Any]) -> str:
     norm, entropy = policy["gate"]["norm"], policy["gate"].get("entropy")
-    parts = [f"norm {norm['multiple']:g} x after {norm['warmup']}"] if "multiple" in norm else []
+    deviations = f", {norm['deviations']:g} deviations" if norm.get("deviations") else ""
+    parts = [f"norm {norm['multiple']:g} x{deviations} after {norm['warmup']}"] if "multiple" in norm else []
     if entropy:
         parts.append(f"entropy {entropy['low']:g} to {entropy['high']:g} after {entropy['warmup']}")
     return f" {policy['gate'].get('votes', '')} ".join(parts)
@@ -155,6 +157,16 @@ def robustness(lab: Lab, full: bool) -> str:
     return "\n".join(parts)
 
 
+def health(lab: Lab, full: bool) -> str:
+    """The study of healthy training of other kinds."""
+    del full
+    rows = []
+    for task in TASKS:
+        got = _found(lambda task=task: studies.health(lab, task))
+        rows.append([task, *(NOT_YET if got is None else f"{count}" for count in got or studies.GATES)])
+    return _table([f"steps not applied, of {len(SEEDS) * STEPS}", *map(_gate, studies.GATES)], rows)
+
+
 def scale(lab: Lab, full: bool) -> str:
     """The study of sizes."""
     del full
@@ -186,7 +198,7 @@ def time(lab: Lab, full: bool) -> str:
 
 
 PARTS: Mapping[str, Callable[[Lab, bool], str]] = {
-    "tuning": tuning, "steps": steps, "exported": exported, "robustness": robustness, "scale": scale, "time": time,
+    "tuning": tuning, "steps": steps, "exported": exported, "robustness": robustness, "health": health, "scale": scale, "time": time,
 }  # fmt: skip
 
 

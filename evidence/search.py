@@ -66,8 +66,9 @@ def gated(lab: Lab, policy: dict[str, Any]) -> tuple[list[Result], list[Result]]
     return of(None), of(Faults(rate=0.08))
 
 
-def _norm(multiple: float, warmup: int) -> dict[str, Any]:
-    return {"gate": {"norm": {"multiple": multiple, "warmup": warmup}}}
+def norm_gate(multiple: float, warmup: int, deviations: float = 0.0) -> dict[str, Any]:
+    """The tables of a policy with this gate on the norm."""
+    return {"gate": {"norm": {"multiple": multiple, "deviations": deviations, "warmup": warmup}}}
 
 
 def _band(width: float, warmup: int) -> dict[str, Any]:
@@ -82,7 +83,11 @@ def _both(lab: Lab, votes: str) -> dict[str, Any]:
 
 
 GATES = {
-    "norm": [_norm(multiple, warmup) for warmup in (20, 100) for multiple in (1.5, 2.0, 3.0)],
+    "norm": [
+        norm_gate(multiple, warmup, deviations)
+        for warmup, deviations in ((20, 0.0), (100, 0.0), (20, 10.0))
+        for multiple in (1.5, 2.0, 3.0)
+    ],
     "entropy": [_band(width, warmup) for warmup in (20, 100) for width in (0.03, 0.05, 0.1)],
 }
 GATE_SEEDS = (SEED + 1, SEED + 2)

@@ -11,6 +11,7 @@ from typing import Any
 from . import search
 from .exported import Exported
 from .faults import KINDS, Faults
+from .healthy import TASKS, Healthy
 from .lab import Lab, Missing
 from .policies import Policy
 from .timing import Timing
@@ -185,6 +186,20 @@ def robustness(lab: Lab, arm: Arm, full: bool) -> None:
         under(lab, arm, condition)
 
 
+# Health.
+
+# Gates that a default could have: by a multiple of the mean alone, and with deviations from it.
+GATES = (
+    search.norm_gate(2.0, 20), search.norm_gate(3.0, 20), search.norm_gate(3.0, 100),
+    search.norm_gate(2.0, 20, 6.0), search.norm_gate(2.0, 20, 8.0), search.norm_gate(2.0, 20, 10.0),
+)  # fmt: skip
+
+
+def health(lab: Lab, task: str) -> list[int]:
+    """How many steps each of `GATES` refuses of healthy training of a kind, all seeds together."""
+    return [sum(lab.healthy(Healthy(task, seed, gate)) for seed in SEEDS) for gate in GATES]
+
+
 # Scale.
 
 SIZES = {"48 wide, 2 layers": Setting(layers=2, width=48, heads=2), "96 wide, 3 layers": Setting(), "192 wide, 4 layers": Setting(layers=4, width=192, heads=6)}
@@ -233,6 +248,8 @@ def tasks(full: bool) -> Iterator[Task]:
         yield results, (arm,)
     for arm in guards():
         yield robustness, (arm, full)
+    for name in TASKS:
+        yield health, (name,)
     for name in reversed(SIZES):
         yield scale, (name,)
     for policy in EXPORTED:

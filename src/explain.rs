@@ -164,10 +164,12 @@ fn why(text: &mut String, policy: &Policy, control: &ControlRecord) -> std::fmt:
         let crossed = if control.norm > threshold { "above" } else { "not above" };
         writeln!(
             text,
-            "The norm of the whole gradient was {}, {crossed} the limit {}: {} times its running mean (gate.norm.multiple).",
+            "The norm of the whole gradient was {}, {crossed} the limit {}: {} times its running mean (gate.norm.multiple), or {} \
+             mean deviations above it (gate.norm.deviations), whichever is more.",
             number(control.norm),
             number(threshold),
-            gate.norm.multiple
+            gate.norm.multiple,
+            gate.norm.deviations
         )?;
     } else {
         writeln!(text, "The norm of the whole gradient was {}; the norm gate was not armed.", number(control.norm))?;

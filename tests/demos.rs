@@ -15,9 +15,6 @@ use entropic::target::Platform;
 use entropic::train::{self, Corruption, Fault, GateReason, Observer, Options, StepRecord, Summary};
 use passes::Policy;
 
-/// The gate is armed when the first steep fall of the norm is over; these runs end before the default warmup does.
-const ALERT: &str = "format_version = 1\n[gate.norm]\nmultiple = 2.0\nwarmup = 15\n";
-
 fn model(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(name)
 }
@@ -74,16 +71,16 @@ fn a_spoilt_batch_is_refused_and_costs_no_more_than_its_step() {
     // One batch of the run is spoilt, with UTF-16, after the gate was armed and with steps left in which harm would show.
     let only_wide = |c: &Corruption| {
         let faults: Vec<_> = (0..STEPS).filter_map(|step| Some((step, c.fault(step)?))).collect();
-        matches!(faults.as_slice(), [(20..30, Fault::Wide)])
+        matches!(faults.as_slice(), [(21..31, Fault::Wide)])
     };
     let spoil = (0..).map(|seed| Corruption { share: "0.025".parse().unwrap(), seed }).find(only_wide).unwrap();
 
-    let (steps, clean) = train(&model("gpt-nano"), ALERT, STEPS, None);
+    let (steps, clean) = train(&model("gpt-nano"), "", STEPS, None);
     let refused = |steps: &[StepRecord]| -> Vec<_> {
         steps.iter().filter_map(|s| Some((s.fault, s.control.as_ref()?.gate?))).collect()
     };
     assert_eq!(refused(&steps), [], "healthy batches were refused");
-    let (steps, spoilt) = train(&model("gpt-nano"), ALERT, STEPS, Some(spoil));
+    let (steps, spoilt) = train(&model("gpt-nano"), "", STEPS, Some(spoil));
     assert_eq!(refused(&steps), [(Some(Fault::Wide), GateReason::Norm)]);
 
     assert_eq!(clean.held_out_before, spoilt.held_out_before, "held-out text was spoilt");
@@ -100,8 +97,7 @@ fn mean(steps: &[StepRecord]) -> f64 {
 fn a_spike_in_the_learning_rate_is_returned_from() {
     // The schedule of `gpt-nano-spike` is 30 times too high from step 100 to 119.
     const STEPS: u64 = 150;
-    let rollback =
-        "[gate.norm]\nmultiple = 2.0\nwarmup = 20\n[rollback]\nkind = \"snapshot\"\npatience = 3\nrefresh = 25\n";
+    let rollback = "[rollback]\nkind = \"snapshot\"\npatience = 3\nrefresh = 25\n";
     let (steps, returned) = train(&model("gpt-nano-spike"), rollback, STEPS, None);
     let told = steps.last().unwrap().control.as_ref().unwrap().rollback.unwrap();
     assert!(told.rollbacks >= 1 && told.snapshots >= 3, "{told:?}");

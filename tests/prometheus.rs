@@ -30,7 +30,7 @@ fn train(at: &Path) -> (Running, String) {
     let text: String = (0..4000).map(|i| format!("{i} squared is {}.\n", i * i)).collect();
     fs::write(at.join("text"), text).unwrap();
     // Gates that arm at once and refuse now and then; laws that move scales; updates that have a spectral entropy.
-    let policy = "[gate.norm]\nmultiple = 1.02\nwarmup = 5\n[target]\nfirst = 10\n[laws]\nwarmup = 5\n[laws.micro]\nenabled = true\n[spectral]\nenabled = true\n";
+    let policy = "[gate.norm]\nmultiple = 1.02\ndeviations = 0\nwarmup = 5\n[target]\nfirst = 10\n[laws]\nwarmup = 5\n[laws.micro]\nenabled = true\n[spectral]\nenabled = true\n";
     fs::write(at.join("policy.toml"), policy).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_entropic"));
     command.current_dir(at).env("ENTROPIC_CACHE_DIR", Path::new(env!("CARGO_TARGET_TMPDIR")).join("executables"));

@@ -1,8 +1,8 @@
 """The default policy's control, written by hand in JAX for one training script: what `entropic inject` is compared with.
 
 Like the injected one it takes the entropy and the norm of every gradient, smooths over three accepted steps, refuses an
-update whose gradient is not finite or whose norm is far above its running mean, re-arms after a long pause, and reports.
-Left out is what decides nothing under that policy: the target that entropies are compared with.
+update whose gradient is not finite or whose norm is far above its running mean, by more than is usual, re-arms after a long
+pause, and reports. Left out is what decides nothing under that policy: the target that entropies are compared with.
 
 `python handwritten.py --model gpt-nano --out DIR` writes the controlled step as a bundle.
 """
@@ -30,9 +30,10 @@ class Gate:
     """The numbers of the default policy that decide something; their names and meanings are those of docs/policy.md."""
 
     smoothing: int = 3
-    multiple: float = 3.0
+    multiple: float = 2.0
+    deviations: float = 10.0
     half_life: float = 100.0
-    warmup: int = 100
+    warmup: int = 20
     max_pause: int = 50
 
 
@@ -42,6 +43,8 @@ class Control(NamedTuple):
     window: jax.Array
     norm_mean: jax.Array
     norm_weight: jax.Array
+    deviation: jax.Array
+    deviation_weight: jax.Array
     paused_norms: jax.Array
     paused: jax.Array
     accepted: jax.Array
@@ -69,7 +72,7 @@ def start(params: Any, gate: Gate) -> Control:
     """The state before the first step."""
     width = len(jax.tree.leaves(params)) + 1
     zero, none = jnp.zeros(()), jnp.zeros((), jnp.int32)
-    return Control(jnp.full((gate.smoothing, width), -1.0), zero, zero, zero, none, none, none, none, none)
+    return Control(jnp.full((gate.smoothing, width), -1.0), zero, zero, zero, zero, zero, none, none, none, none, none)
 
 
 def measure(grads: Any) -> tuple[jax.Array, jax.Array]:
@@ -92,7 +95,7 @@ def decide(control: Control, norm: jax.Array, entropy: jax.Array, gate: Gate) ->
     c, size = control, norm[-1]
     finite = jnp.isfinite(size)
     armed = (c.accepted >= gate.warmup) & (c.norm_weight > 0)
-    limit = gate.multiple * c.norm_mean
+    limit = jnp.maximum(gate.multiple * c.norm_mean, c.norm_mean + gate.deviations * c.deviation)
     exceeded = finite & armed & (size > limit)
     applied = finite & ~exceeded
 
@@ -102,6 +105,10 @@ def decide(control: Control, norm: jax.Array, entropy: jax.Array, gate: Gate) ->
     smoothed = jnp.where(count > 0, jnp.where(present, window, 0.0).sum(0) / jnp.maximum(count, 1), -1.0)
 
     rate = 1 - 2 ** (-1 / gate.half_life)
+    follows = applied & (c.norm_weight > 0)
+    deviation_weight = jnp.where(follows, c.deviation_weight + rate * (1 - c.deviation_weight), c.deviation_weight)
+    distance = jnp.abs(size - c.norm_mean) - c.deviation
+    deviation = jnp.where(follows, c.deviation + rate / deviation_weight * distance, c.deviation)
     weight = jnp.where(applied, c.norm_weight + rate * (1 - c.norm_weight), c.norm_weight)
     mean = jnp.where(applied, c.norm_mean + rate / weight * (size - c.norm_mean), c.norm_mean)
     paused = c.paused + exceeded
@@ -110,7 +117,7 @@ def decide(control: Control, norm: jax.Array, entropy: jax.Array, gate: Gate) ->
     mean = jnp.where(rearm, paused_norms / jnp.maximum(paused, 1), mean)
     over = applied | rearm
     control = Control(
-        window, mean, weight, jnp.where(over, 0.0, paused_norms), jnp.where(over, 0, paused),
+        window, mean, weight, deviation, deviation_weight, jnp.where(over, 0.0, paused_norms), jnp.where(over, 0, paused),
         c.accepted + applied, c.non_finite + ~finite, c.refused_norm + exceeded, c.rearmed + rearm,
     )  # fmt: skip
     telemetry = Telemetry(

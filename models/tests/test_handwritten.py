@@ -19,7 +19,7 @@ from entropic_export import export_bundle
 from entropic_export.bundles import gpt
 from test_hlo_text import PROGRAM
 
-GATE = handwritten.Gate(multiple=1.3, half_life=4, warmup=3, max_pause=3)
+GATE = handwritten.Gate(multiple=1.3, deviations=1.5, half_life=4, warmup=3, max_pause=3)
 POLICY = """
 format_version = 1
 
@@ -28,6 +28,7 @@ max_pause = 3
 
 [gate.norm]
 multiple = 1.3
+deviations = 1.5
 half_life = 4
 warmup = 3
 """

@@ -118,6 +118,20 @@ fn at_the_threshold_a_step_is_accepted_and_above_it_is_refused() {
 }
 
 #[test]
+fn where_norms_vary_much_only_one_far_beyond_that_is_refused() {
+    // Norms of 0.5 and 1.5 in turn: their mean is 1, and their mean deviation from it 0.5.
+    for (deviations, norm, refused) in [(0.0, 2.5, true), (8.0, 4.5, false), (8.0, 5.5, true), (2.0, 2.5, true)] {
+        let text = format!("[gate.norm]\nmultiple = 2.0\ndeviations = {deviations:?}\nwarmup = 100\nhalf_life = 1e6");
+        let mut pair = Pair::new(&[64], &Policy::parse(&text).unwrap());
+        for t in 0..100 {
+            assert!(pair.step(&with_norm(if t % 2 == 0 { 0.5 } else { 1.5 })).0.applied);
+        }
+        let (found, _) = pair.step(&with_norm(norm));
+        assert_eq!(found.norm_exceeded, refused, "{deviations} deviations, norm {norm}, limit {:?}", found.norm_threshold);
+    }
+}
+
+#[test]
 fn nothing_is_refused_for_its_norm_before_warmup_ends() {
     for (accepted_before, refused) in [(3, false), (4, true)] {
         let mut pair = Pair::new(&[64], &Policy::parse("[gate.norm]\nwarmup = 4").unwrap());
@@ -137,7 +151,7 @@ fn the_norm_gate_reopens_after_max_pause_and_counts_it() {
     let rearmed: Vec<bool> = [10.0, f32::NAN, 20.0, 30.0].map(|n| pair.step(&with_norm(n)).0.rearmed).to_vec();
     assert_eq!(rearmed, [false, false, false, true]);
     let (found, _) = pair.step(&with_norm(25.0));
-    assert!(found.applied && found.rearmings == 1.0 && found.norm_threshold == Some(60.0), "{found:?}");
+    assert!(found.applied && found.rearmings == 1.0 && found.norm_threshold == Some(40.0), "{found:?}");
 }
 
 #[test]
@@ -309,7 +323,7 @@ fn a_fixed_target_holds_and_decays() {
 fn both_gates(votes: &str) -> Policy {
     Policy::parse(&format!(
         "[target]\nfirst = 10\nevery = 50\n[gate]\nmax_pause = 4\nvotes = \"{votes}\"\n\
-         [gate.norm]\nmultiple = 1.5\nwarmup = 10\n[gate.entropy]\nenabled = true\nlow = 0.9\nhigh = 1.1\nwarmup = 12"
+         [gate.norm]\nmultiple = 1.5\ndeviations = 0.0\nwarmup = 10\n[gate.entropy]\nenabled = true\nlow = 0.9\nhigh = 1.1\nwarmup = 12"
     ))
     .unwrap()
 }

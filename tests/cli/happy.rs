@@ -294,7 +294,7 @@ fn policy_numbers_of_an_injected_bundle_can_be_changed_without_injecting_again()
 #[test]
 fn explain_says_which_threshold_a_step_crossed() {
     let at = workplace();
-    let policy = "[target]\nfirst = 2\n[gate.norm]\nwarmup = 2\nmultiple = 1.0001\n[gate]\nmax_pause = 3\n\
+    let policy = "[target]\nfirst = 2\n[gate.norm]\nwarmup = 2\nmultiple = 1.0001\ndeviations = 0\n[gate]\nmax_pause = 3\n\
                   [laws]\nwarmup = 2\n[laws.pi]\nenabled = true\nperiod = 1\n";
     fs::write(at.path().join("p.toml"), policy).unwrap();
     succeed(at.path(), "train mlp --data text --steps 30 --policy p.toml --out run");
@@ -320,7 +320,7 @@ fn explain_says_which_threshold_a_step_crossed() {
 #[test]
 fn what_rollback_and_switch_did_is_told() {
     let at = workplace();
-    let policy = "[gate.norm]\nwarmup = 8\nmultiple = 1.0001\n[gate]\nmax_pause = 9\n\
+    let policy = "[gate.norm]\nwarmup = 8\nmultiple = 1.0001\ndeviations = 0\n[gate]\nmax_pause = 9\n\
                   [rollback]\nkind = \"snapshot\"\npatience = 2\nrefresh = 3\ncalm = 100.0\n\
                   [switch]\nenabled = true\ntrigger = \"step\"\nstep = 6\n";
     fs::write(at.path().join("p.toml"), policy).unwrap();

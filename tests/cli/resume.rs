@@ -12,7 +12,7 @@ use super::refusals::{check, refused};
 use super::{program, run, succeed, workplace};
 
 /// A policy whose gates arm within a few steps, and which keeps copies to return to.
-const POLICY: &str = "[gate.norm]\nmultiple = 1.05\nwarmup = 5\n[target]\nfirst = 10\nevery = 20\n[laws]\nwarmup = 5\n\
+const POLICY: &str = "[gate.norm]\nmultiple = 1.05\ndeviations = 0\nwarmup = 5\n[target]\nfirst = 10\nevery = 20\n[laws]\nwarmup = 5\n\
                       [laws.micro]\nenabled = true\n[rollback]\nkind = \"snapshot\"\nrefresh = 10\n";
 
 const TRAIN: &str = "train mlp --data text --policy policy.toml --corrupt 0.1 --checkpoint-every 20";

@@ -125,7 +125,12 @@ fn vote_by_norm(e: &mut Emitter<'_>, measured: &Measured, accepted: InstructionI
     let armed = e.and(armed, enabled)?;
     let multiple = e.number("gate.norm.multiple")?;
     let mean = e.scalar(Array::State, "norm_mean")?;
-    let limit = e.mul(multiple, mean)?;
+    let multiple = e.mul(multiple, mean)?;
+    let deviations = e.number("gate.norm.deviations")?;
+    let deviation = e.scalar(Array::State, "norm_deviation")?;
+    let usual = e.mul(deviations, deviation)?;
+    let usual = e.add(mean, usual)?;
+    let limit = e.binary(Opcode::Maximum, multiple, usual)?;
     let none = e.f32(NONE)?;
     let threshold = e.b.named("entropic.norm_threshold").select(armed, limit, none)?;
     let above = e.compare(measured.norm, limit, Is::Gt)?;

@@ -151,10 +151,21 @@ fn with_last(
     Ok(e.b.append(others, new)?)
 }
 
-/// Running mean of the norm; re-arming sets it to what was seen.
+/// Running mean of the norm, which re-arming sets to what was seen, and of its distance from that mean.
 pub(super) fn follow_norm(e: &mut Emitter<'_>, m: &Measured, d: &Decision, paused: &Pause) -> Made<()> {
-    e.part("norm_mean");
     let rate = e.number("gate.norm.rate")?;
+
+    e.part("norm_deviation");
+    let before = e.scalar(Array::State, "norm_mean")?;
+    let distance = e.sub(m.norm, before)?;
+    let distance = e.b.abs(distance)?;
+    let weight = e.scalar(Array::State, "norm_weight")?;
+    let known = e.is(weight, Is::Gt, 0.0)?;
+    let moves = e.and(d.accepted, known)?;
+    let fields = ["norm_deviation", "norm_deviation_carry", "norm_deviation_weight"];
+    forget(e, fields, Width::Scalar, rate, distance, moves)?;
+
+    e.part("norm_mean");
     let mean = forget(e, ["norm_mean", "norm_carry", "norm_weight"], Width::Scalar, rate, m.norm, d.accepted)?;
     let zero = e.f32(0.0)?;
     let value = e.select(paused.rearm, paused.norm, mean.value)?;

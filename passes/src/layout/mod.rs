@@ -304,9 +304,17 @@ impl ControllerLayout {
         }
         state.push("target", with_global, f64::from(NONE));
         state.push("target_factor", 1, 1.0);
-        for name in
-            ["norm_mean", "norm_carry", "norm_weight", "paused_norms", "paused_entropies", "paused_entropy_count"]
-        {
+        for name in [
+            "norm_mean",
+            "norm_carry",
+            "norm_weight",
+            "norm_deviation",
+            "norm_deviation_carry",
+            "norm_deviation_weight",
+            "paused_norms",
+            "paused_entropies",
+            "paused_entropy_count",
+        ] {
             state.push(name, 1, 0.0);
         }
         if laws.micro {

@@ -14,6 +14,7 @@ const POLICY_FIELDS: &[(&str, PolicyGetter)] = &[
     ("gate.all", |p| flag(p.gate.votes == Votes::All)),
     ("gate.norm.enabled", |p| flag(p.gate.norm.enabled)),
     ("gate.norm.multiple", |p| p.gate.norm.multiple),
+    ("gate.norm.deviations", |p| p.gate.norm.deviations),
     ("gate.norm.rate", |p| forgetting_rate(p.gate.norm.half_life)),
     ("gate.norm.warmup", |p| f64::from(p.gate.norm.warmup)),
     ("gate.entropy.enabled", |p| flag(p.gate.entropy.enabled)),

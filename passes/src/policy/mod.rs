@@ -146,7 +146,7 @@ pub struct EntropyGatePolicy {
     pub warmup: u32,
 }
 
-/// The norm gate: refuses when the norm exceeds a multiple of its running mean.
+/// The norm gate: refuses when the norm exceeds a multiple of its running mean, and by more than is usual.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct NormGatePolicy {
@@ -154,7 +154,9 @@ pub struct NormGatePolicy {
     pub enabled: bool,
     /// The multiple.
     pub multiple: f64,
-    /// Accepted steps after which an observation counts half in the running mean.
+    /// How many running mean absolute deviations above its running mean the norm must be as well.
+    pub deviations: f64,
+    /// Accepted steps after which an observation counts half in the running means.
     pub half_life: f64,
     /// Accepted steps before it acts.
     pub warmup: u32,
@@ -230,7 +232,7 @@ impl Default for GatePolicy {
 
 impl Default for NormGatePolicy {
     fn default() -> Self {
-        Self { enabled: true, multiple: 3.0, half_life: 100.0, warmup: 100 }
+        Self { enabled: true, multiple: 2.0, deviations: 10.0, half_life: 100.0, warmup: 20 }
     }
 }
 
@@ -512,6 +514,8 @@ impl Policy {
         let norm = &self.gate.norm;
         let above_one = norm.multiple > 1.0 && norm.multiple <= 1e6;
         check.number("gate.norm.multiple", norm.multiple, above_one, "above 1 and at most 1000000")?;
+        let deviations = (0.0..=100.0).contains(&norm.deviations);
+        check.number("gate.norm.deviations", norm.deviations, deviations, "from 0 to 100")?;
         period("gate.norm.half_life", norm.half_life)?;
         check.count("gate.norm.warmup", norm.warmup, 0)?;
         let band = &self.gate.entropy;

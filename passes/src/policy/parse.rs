@@ -31,7 +31,7 @@ const SCHEMA: Table = Table {
             Table {
                 keys: &["non_finite", "max_pause", "votes"],
                 tables: &[
-                    ("norm", leaf(&["enabled", "multiple", "half_life", "warmup"])),
+                    ("norm", leaf(&["enabled", "multiple", "deviations", "half_life", "warmup"])),
                     ("entropy", leaf(&["enabled", "low", "high", "warmup"])),
                 ],
                 open: false,

@@ -22,6 +22,7 @@ pub struct Controller {
     target: Array1<f64>,
     target_factor: f64,
     norm: Forgetting,
+    norm_deviation: Forgetting,
     /// Norms and global entropies of the steps refused since the last accepted one.
     paused: Vec<(f64, f64)>,
     /// Number of elements of each tensor, and what the policy's groups and patterns say of its laws.
@@ -104,6 +105,8 @@ pub struct Step {
     pub norm: f64,
     /// The norm's running mean.
     pub norm_mean: f64,
+    /// The norm above which this step would be refused; NaN where the gate is not armed.
+    pub norm_threshold: f64,
     /// Scale of each tensor's update.
     pub scales: Array1<f64>,
     /// What the laws of all tensors make of the learning rate.
@@ -156,6 +159,7 @@ impl Controller {
             target: Array1::from_elem(len, f64::NAN),
             target_factor: 1.0,
             norm: Forgetting::new(1),
+            norm_deviation: Forgetting::new(1),
             paused: Vec::new(),
             elements: elements.to_vec(),
             tensor_laws: vec![TensorLaws::default(); elements.len()],
@@ -226,7 +230,11 @@ impl Controller {
 
         let norm_mean = self.norm.mean().sum();
         let armed = gate.norm.enabled && self.accepted >= u64::from(gate.norm.warmup) && !norm_mean.is_nan();
-        let by_norm = finite && armed && norm > gate.norm.multiple * norm_mean;
+        // There is no deviation before the second norm.
+        let deviation = self.norm_deviation.mean().sum();
+        let usual = norm_mean + gate.norm.deviations * if deviation.is_nan() { 0.0 } else { deviation };
+        let norm_threshold = if armed { usual.max(gate.norm.multiple * norm_mean) } else { f64::NAN };
+        let by_norm = finite && norm > norm_threshold;
         let whole = last(&entropy);
         let before = last(&self.target(policy));
         let armed = gate.entropy.enabled && self.accepted >= u64::from(gate.entropy.warmup) && before > 0.0;
@@ -294,6 +302,7 @@ impl Controller {
             ratio,
             norm,
             norm_mean: self.norm.mean().sum(),
+            norm_threshold,
             scales,
             lr_scale,
             momentum_scale,
@@ -394,7 +403,9 @@ impl Controller {
             }
         }
         self.mean.observe(entropy, forgetting_rate(policy.target.half_life));
-        self.norm.observe(&Array1::from_elem(1, norm), forgetting_rate(policy.gate.norm.half_life));
+        let rate = forgetting_rate(policy.gate.norm.half_life);
+        self.norm_deviation.observe(&(self.norm.mean() - norm).abs(), rate);
+        self.norm.observe(&Array1::from_elem(1, norm), rate);
         self.paused.clear();
         self.target_factor *= policy.target.decay;
         self.since_calibration += 1;

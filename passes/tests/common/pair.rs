@@ -172,6 +172,13 @@ impl Pair {
             let relative = (f64::from(found.norm_mean) / expected.norm_mean - 1.0).abs();
             assert!(relative <= 1e-5, "step {at}: norm mean {} for {}", found.norm_mean, expected.norm_mean);
         }
+        match found.norm_threshold {
+            Some(f) => {
+                let relative = (f64::from(f) / expected.norm_threshold - 1.0).abs();
+                assert!(f64::from(f) == expected.norm_threshold || relative <= 1e-4, "step {at}: limit {f} for {}", expected.norm_threshold);
+            }
+            None => assert!(expected.norm_threshold.is_nan(), "step {at}: no limit for {}", expected.norm_threshold),
+        }
     }
 }
 

@@ -26,16 +26,9 @@ const SPIKE: std::ops::Range<u64> = 100..120;
 /// When the optimizer is switched, as percentages of the run.
 const SWITCHES: &[u64] = &[25, 50, 80];
 
-/// The learning-rate spike hits harder and sooner than the default policy's warmup allows for.
-const ALERT: &str = "\
+const ROLLBACK: &str = "\
 format_version = 1
 
-[gate.norm]
-multiple = 2.0
-warmup = 20
-";
-
-const ROLLBACK: &str = "
 [rollback]
 kind = \"snapshot\"
 patience = 3
@@ -86,22 +79,20 @@ impl Demo {
     /// What is run under every seed. The first is what the others are compared with.
     fn plans(self, steps: u64) -> Vec<Plan> {
         let plan = |key, label: &str, model, control| Plan::new(key, label, model, control);
-        let alert = || Control::Policy(ALERT.to_owned());
         match self {
             Self::Corruption => vec![
                 plan("clean", "clean, clipping", "gpt-nano", Control::Off),
                 plan("clean-gate", "clean, clipping and gate", "gpt-nano", Control::Default),
                 plan("clip", "spoilt, clipping only", "gpt-nano", Control::Off).corrupted(),
-                plan("gate", "spoilt, clipping and gate (default)", "gpt-nano", Control::Default).corrupted(),
-                plan("alert", "spoilt, clipping and gate (2 x, warmup 20)", "gpt-nano", alert()).corrupted(),
+                plan("gate", "spoilt, clipping and gate", "gpt-nano", Control::Default).corrupted(),
                 plan("clean-noclip", "clean, no protection", "gpt-nano-noclip", Control::Off),
                 plan("none", "spoilt, no protection", "gpt-nano-noclip", Control::Off).corrupted(),
             ],
             Self::Spike => vec![
                 plan("clean", "no spike", "gpt-nano", Control::Off),
                 plan("none", "no control", "gpt-nano-spike", Control::Off),
-                plan("gate", "gate alone", "gpt-nano-spike", alert()),
-                plan("rollback", "gate and rollback", "gpt-nano-spike", Control::Policy(format!("{ALERT}{ROLLBACK}"))),
+                plan("gate", "gate alone", "gpt-nano-spike", Control::Default),
+                plan("rollback", "gate and rollback", "gpt-nano-spike", Control::Policy(ROLLBACK.to_owned())),
             ],
             Self::Switch => {
                 let mut plans = vec![plan("none", "no switch", "gpt-nano", Control::Default)];
