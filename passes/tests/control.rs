@@ -34,7 +34,7 @@ fn random_step(random: &mut Random, level: f64) -> Fed {
 fn eager() -> Policy {
     Policy::parse(
         "[entropy]\nsmoothing = 3\n[target]\nhalf_life = 40\nfirst = 7\nevery = 20\n\
-         [gate]\nmax_pause = 5\n[gate.norm]\nmultiple = 1.8\nhalf_life = 15\nwarmup = 6",
+         [gate]\nmax_pause = 5\n[gate.norm]\nmultiple = 1.8\ndeviations = 4\nhalf_life = 15\nwarmup = 6",
     )
     .unwrap()
 }
@@ -393,7 +393,7 @@ fn new_numbers_need_no_new_program() {
 #[test]
 fn laws_act_on_the_spectral_entropies_that_the_state_holds() {
     let text = "[entropy]\nsmoothing = 2\n[target]\nhalf_life = 20\nfirst = 5\nevery = 15\n[gate]\nmax_pause = 4\n\
-                [gate.norm]\nmultiple = 1.8\nwarmup = 6\n[spectral]\nenabled = true\n[laws]\nsignal = \"spectral\"\n\
+                [gate.norm]\nmultiple = 1.8\ndeviations = 3\nwarmup = 6\n[spectral]\nenabled = true\n[laws]\nsignal = \"spectral\"\n\
                 warmup = 3\n[laws.micro]\nenabled = true\nperiod = 2\nmin_elements = 1\n[laws.rule]\nenabled = true\nperiod = 3";
     let mut pair = Pair::new(&ELEMENTS, &Policy::parse(text).unwrap());
     let field = passes::ControllerLayout::field(&pair.layout.state, "spectral_entropy").unwrap().clone();
