@@ -127,7 +127,11 @@ fn where_norms_vary_much_only_one_far_beyond_that_is_refused() {
             assert!(pair.step(&with_norm(if t % 2 == 0 { 0.5 } else { 1.5 })).0.applied);
         }
         let (found, _) = pair.step(&with_norm(norm));
-        assert_eq!(found.norm_exceeded, refused, "{deviations} deviations, norm {norm}, limit {:?}", found.norm_threshold);
+        assert_eq!(
+            found.norm_exceeded, refused,
+            "{deviations} deviations, norm {norm}, limit {:?}",
+            found.norm_threshold
+        );
     }
 }
 

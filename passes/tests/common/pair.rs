@@ -175,7 +175,11 @@ impl Pair {
         match found.norm_threshold {
             Some(f) => {
                 let relative = (f64::from(f) / expected.norm_threshold - 1.0).abs();
-                assert!(f64::from(f) == expected.norm_threshold || relative <= 1e-4, "step {at}: limit {f} for {}", expected.norm_threshold);
+                assert!(
+                    f64::from(f) == expected.norm_threshold || relative <= 1e-4,
+                    "step {at}: limit {f} for {}",
+                    expected.norm_threshold
+                );
             }
             None => assert!(expected.norm_threshold.is_nan(), "step {at}: no limit for {}", expected.norm_threshold),
         }
