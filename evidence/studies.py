@@ -145,6 +145,9 @@ HALF = Setting(compute="float16", loss_scale=2.0**13)
 OVERFLOWS = Faults(rate=0.08, kinds=("large",))
 
 
+UNCLIPPED = {"clip": 1e9}
+
+
 def guards() -> tuple[Arm, ...]:
     """What is compared under faults.
 
@@ -155,7 +158,8 @@ def guards() -> tuple[Arm, ...]:
     if not gates:
         raise Missing("no search for gates is on record: `python -m evidence search`")
     return (
-        Arm("no clipping", changes={"clip": 1e9}),
+        Arm("no clipping", changes=UNCLIPPED),
+        Arm("no clipping + default policy", policy="default", changes=UNCLIPPED),
         Arm("clipping only"),
         Arm("clipping + optax.apply_if_finite", guard="finite"),
         Arm("clipping + default policy", policy="default"),
