@@ -89,7 +89,7 @@ def _gates(lab: Lab) -> str:
 
 def _gate(policy: Mapping[str, Any]) -> str:
     norm, entropy = policy["gate"]["norm"], policy["gate"].get("entropy")
-    deviations = f", {norm['deviations']:g} deviations" if norm.get("deviations") else ""
+    deviations = f", {norm['deviations']:g} deviations, half-life {norm['half_life']:g}" if norm.get("deviations") else ""
     parts = [f"norm {norm['multiple']:g} x{deviations} after {norm['warmup']}"] if "multiple" in norm else []
     if entropy:
         parts.append(f"entropy {entropy['low']:g} to {entropy['high']:g} after {entropy['warmup']}")

@@ -24,13 +24,20 @@ def in_force(policy: Policy) -> dict[str, Any]:
     """
     default = _read("default")
     given = policy if not isinstance(policy, str) else {} if policy == "default" else _read(policy)
-    return {table: _over(default[table], given.get(table, {})) for table in sorted({*ALWAYS, *given})}
+    return {table: _numbers(_over(default[table], given.get(table, {}))) for table in sorted({*ALWAYS, *given})}
 
 
 @functools.cache
 def _read(name: str) -> Mapping[str, Any]:
     tables = tomllib.loads((POLICIES / f"{name}.toml").read_text())
     return {key: table for key, table in tables.items() if key != "format_version"}
+
+
+def _numbers(value: Any) -> Any:
+    """All numbers as f64: 20 and 20.0 are one policy."""
+    if isinstance(value, Mapping):
+        return {key: _numbers(item) for key, item in value.items()}
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _over(default: Any, given: Any) -> Any:

@@ -66,9 +66,9 @@ def gated(lab: Lab, policy: dict[str, Any]) -> tuple[list[Result], list[Result]]
     return of(None), of(Faults(rate=0.08))
 
 
-def norm_gate(multiple: float, warmup: int, deviations: float = 0.0) -> dict[str, Any]:
+def norm_gate(multiple: float, warmup: int, deviations: float = 0.0, half_life: float = 100.0) -> dict[str, Any]:
     """The tables of a policy with this gate on the norm."""
-    return {"gate": {"norm": {"multiple": multiple, "deviations": deviations, "warmup": warmup}}}
+    return {"gate": {"norm": {"multiple": multiple, "deviations": deviations, "half_life": half_life, "warmup": warmup}}}
 
 
 def _band(width: float, warmup: int) -> dict[str, Any]:
@@ -84,8 +84,8 @@ def _both(lab: Lab, votes: str) -> dict[str, Any]:
 
 GATES = {
     "norm": [
-        norm_gate(multiple, warmup, deviations)
-        for warmup, deviations in ((20, 0.0), (100, 0.0), (20, 10.0))
+        norm_gate(multiple, *others)
+        for others in ((20,), (100,), (20, 10.0), (20, 12.0, 20.0))
         for multiple in (1.5, 2.0, 3.0)
     ],
     "entropy": [_band(width, warmup) for warmup in (20, 100) for width in (0.03, 0.05, 0.1)],

@@ -195,7 +195,7 @@ def robustness(lab: Lab, arm: Arm, full: bool) -> None:
 # Gates that a default could have: by a multiple of the mean alone, and with deviations from it.
 GATES = (
     search.norm_gate(2.0, 20), search.norm_gate(3.0, 20), search.norm_gate(3.0, 100),
-    search.norm_gate(2.0, 20, 6.0), search.norm_gate(2.0, 20, 8.0), search.norm_gate(2.0, 20, 10.0),
+    search.norm_gate(2.0, 20, 10.0), search.norm_gate(2.0, 20, 12.0, 20.0),
 )  # fmt: skip
 
 

@@ -31,8 +31,8 @@ class Gate:
 
     smoothing: int = 3
     multiple: float = 2.0
-    deviations: float = 10.0
-    half_life: float = 100.0
+    deviations: float = 12.0
+    half_life: float = 20.0
     warmup: int = 20
     max_pause: int = 50
 

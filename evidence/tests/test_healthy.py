@@ -33,5 +33,5 @@ def test_what_a_gate_refuses_is_counted(text: Corpus) -> None:
         return refused(Healthy("regression, 1 row, Adam", 1, gate, steps=40), text)
 
     assert of(norm_gate(1e6, 5)) == 0
-    strict, lenient = of(norm_gate(1.2, 5)), of(norm_gate(1.2, 5, deviations=10.0))
+    strict, lenient = of(norm_gate(1.2, 5)), of(norm_gate(1.2, 5, deviations=12.0))
     assert strict > lenient, (strict, lenient)

@@ -1,5 +1,7 @@
 """What a record says of a policy."""
 
+import json
+
 import pytest
 from evidence.policies import in_force
 
@@ -9,6 +11,7 @@ def test_what_is_left_out_is_the_defaults() -> None:
     assert set(default) == {"gate"}
     assert default["gate"]["norm"]["enabled"]
     assert in_force({}) == default
+    assert json.dumps(in_force({"gate": {"max_pause": 50}})) == json.dumps(in_force({"gate": {"max_pause": 50.0}}))
     assert in_force({"gate": default["gate"]}) == default
 
 

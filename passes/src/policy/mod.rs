@@ -232,7 +232,7 @@ impl Default for GatePolicy {
 
 impl Default for NormGatePolicy {
     fn default() -> Self {
-        Self { enabled: true, multiple: 2.0, deviations: 10.0, half_life: 100.0, warmup: 20 }
+        Self { enabled: true, multiple: 2.0, deviations: 12.0, half_life: 20.0, warmup: 20 }
     }
 }
 

@@ -26,9 +26,29 @@ const SPIKE: std::ops::Range<u64> = 100..120;
 /// When the optimizer is switched, as percentages of the run.
 const SWITCHES: &[u64] = &[25, 50, 80];
 
-const ROLLBACK: &str = "\
+/// A gate by a multiple of the mean alone that is armed late and refuses little.
+const LENIENT: &str = "\
 format_version = 1
 
+[gate.norm]
+multiple = 3.0
+deviations = 0.0
+half_life = 100
+warmup = 100
+";
+
+/// One that is armed early and refuses more; by then the learning-rate spike has not begun.
+const ALERT: &str = "\
+format_version = 1
+
+[gate.norm]
+multiple = 2.0
+deviations = 0.0
+half_life = 100
+warmup = 20
+";
+
+const ROLLBACK: &str = "
 [rollback]
 kind = \"snapshot\"
 patience = 3
@@ -79,20 +99,22 @@ impl Demo {
     /// What is run under every seed. The first is what the others are compared with.
     fn plans(self, steps: u64) -> Vec<Plan> {
         let plan = |key, label: &str, model, control| Plan::new(key, label, model, control);
+        let [lenient, alert] = [LENIENT, ALERT].map(|text| move || Control::Policy(text.to_owned()));
         match self {
             Self::Corruption => vec![
                 plan("clean", "clean, clipping", "gpt-nano", Control::Off),
-                plan("clean-gate", "clean, clipping and gate", "gpt-nano", Control::Default),
+                plan("clean-gate", "clean, clipping and gate (3 x, warmup 100)", "gpt-nano", lenient()),
                 plan("clip", "spoilt, clipping only", "gpt-nano", Control::Off).corrupted(),
-                plan("gate", "spoilt, clipping and gate", "gpt-nano", Control::Default).corrupted(),
+                plan("gate", "spoilt, clipping and gate (3 x, warmup 100)", "gpt-nano", lenient()).corrupted(),
+                plan("alert", "spoilt, clipping and gate (2 x, warmup 20)", "gpt-nano", alert()).corrupted(),
                 plan("clean-noclip", "clean, no protection", "gpt-nano-noclip", Control::Off),
                 plan("none", "spoilt, no protection", "gpt-nano-noclip", Control::Off).corrupted(),
             ],
             Self::Spike => vec![
                 plan("clean", "no spike", "gpt-nano", Control::Off),
                 plan("none", "no control", "gpt-nano-spike", Control::Off),
-                plan("gate", "gate alone", "gpt-nano-spike", Control::Default),
-                plan("rollback", "gate and rollback", "gpt-nano-spike", Control::Policy(ROLLBACK.to_owned())),
+                plan("gate", "gate alone", "gpt-nano-spike", alert()),
+                plan("rollback", "gate and rollback", "gpt-nano-spike", Control::Policy(format!("{ALERT}{ROLLBACK}"))),
             ],
             Self::Switch => {
                 let mut plans = vec![plan("none", "no switch", "gpt-nano", Control::Default)];

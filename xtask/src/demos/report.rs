@@ -33,7 +33,7 @@ pub(super) fn corruption(group: &Group) -> Result<String> {
     let clean = group.get("clean")?;
     text +=
         "\nOver the seeds, the held-out loss under spoilt batches is, against the clean run of the same bundle,\n\n";
-    for (key, base) in [("gate", "clean"), ("clip", "clean"), ("none", "clean-noclip")] {
+    for (key, base) in [("gate", "clean"), ("alert", "clean"), ("clip", "clean"), ("none", "clean-noclip")] {
         let series = group.get(key)?;
         let change = mean_change(series, group.get(base)?);
         text += &format!("- {}: {}", series.plan.label, change.map_or("not finite".to_owned(), percent));
@@ -68,7 +68,7 @@ fn faults(gated: &Series) -> String {
         }
     }
     let mut text = format!(
-        "| fault | batches | refused | norm over the mean of {BEFORE} healthy steps before |\n|---|---|---|---|\n"
+        "| fault | batches | refused (3 x, warmup 100) | norm over the mean of {BEFORE} healthy steps before |\n|---|---|---|---|\n"
     );
     for (fault, (ratios, refused, count)) in by_fault {
         let ratios: Vec<_> = ratios.iter().map(|r| format!("{r:.2}")).collect();
