@@ -51,7 +51,7 @@ def measure(timing: Timing, tuned: Mapping[str, Mapping[str, float]]) -> dict[st
 
 def _stepper(program: Program, policy: Any, batch: Mapping[str, Any], numbers: Mapping[str, Any]) -> Callable[[], None]:
     state = program.start(0, numbers)
-    controlled, ctl = (None, None) if policy is None else program.controlled(policy)
+    controlled, ctl = (None, None) if policy is None else program.controlled(policy, numbers)
 
     def step() -> None:
         nonlocal state, ctl

@@ -118,7 +118,7 @@ def train(run: Run, text: Corpus) -> Result:
     """
     program = _program(run.setting, run.family, _static(run), run.guard)
     params, opt_state = program.start(run.seed, _numbers(run, 1.0))
-    controlled, ctl = (None, None) if run.policy is None else program.controlled(run.policy)
+    controlled, ctl = (None, None) if run.policy is None else program.controlled(run.policy, _numbers(run, 1.0))
     marks = {round(run.steps * point / CURVE_POINTS) for point in range(1, CURVE_POINTS)}
     curve, applied, bad = [], [], []
     telemetry: Mapping[str, jax.Array] = {}
@@ -200,26 +200,27 @@ class Program:
             return gpt.loss(config, kind.evaluated(opt_state, params), tokens)
 
         self._setting = setting
-        self._names = (*(set(kind.space) - set(static)), "steps", "rate_scale")
         self.plain = jax.jit(step, donate_argnums=(0, 1))
         self.start = jax.jit(start)
         self._evaluate = jax.jit(evaluate)
-        self._controlled: list[tuple[entropic.ControlledStep, entropic.Controller]] = []
+        self._controlled: list[tuple[set[str], entropic.ControlledStep, entropic.Controller]] = []
 
-    def controlled(self, policy: Policy) -> tuple[entropic.ControlledStep, entropic.Controller]:
-        """The step under a policy, and its first `ctl`; not compiled again where another one differs in numbers alone.
+    def controlled(self, policy: Policy, numbers: Numbers) -> tuple[entropic.ControlledStep, entropic.Controller]:
+        """The step under a policy, and its first `ctl`; not compiled again where another one differs in numbers alone. The
+        step is given the numbers that are named here.
 
         Raises:
           entropic.Error: the policy does not fit the step.
         """
-        for step, ctl in self._controlled:
+        for names, step, ctl in self._controlled:
+            if names != set(numbers):
+                continue
             with contextlib.suppress(entropic.PolicyError):
                 return step, step.retune(jax.tree.map(jnp.copy, ctl), policy)
         tokens = jax.ShapeDtypeStruct((self._setting.rows, self._setting.context), jnp.int32)
         batch = {"inputs": tokens, "targets": tokens, "loss_scale": np.float32(1), "bad": np.bool_(False)}
-        numbers = dict.fromkeys(self._names, np.float32(1))
         step, ctl = entropic.control(self.plain, (*jax.eval_shape(self.start, 0, numbers), batch, numbers), policy)
-        self._controlled = [*self._controlled[-3:], (step, ctl)]
+        self._controlled = [*self._controlled[-3:], (set(numbers), step, ctl)]
         return step, jax.tree.map(jnp.copy, ctl)
 
     def loss(self, params: Any, opt_state: Any, text: np.ndarray, count: int) -> float:

@@ -95,6 +95,26 @@ def native_step(lowered: Lowered) -> Step:
     return Step(lowered.module, lowered.name, inputs, list(lowered.out_names), dict(lowered.successors))
 
 
+def _difference(lowered: Lowered, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """How arguments differ as trees from those of example_args: "with ... beyond", "without ... of"."""
+
+    def paths(tree: Any) -> list[str]:
+        return [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+
+    def some(names: list[str]) -> str:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        return ", ".join(names[:3]) + more
+
+    expected = jax.tree.unflatten(lowered.in_tree, range(lowered.in_tree.num_leaves))
+    names = dict(zip(paths(expected), lowered.in_names, strict=True))
+    found = paths((args, kwargs))
+    # A leaf that has no name is called by its place: [0] is of the positional arguments, [1] of the others.
+    new, missing = [path for path in found if path not in names], [name for path, name in names.items() if path not in found]
+    called = [f"args{path.removeprefix('[0]')}" if path.startswith("[0]") else f"kwargs{path.removeprefix('[1]')}" for path in new]
+    parts = [f"with {some(called)} beyond"] * bool(new) + [f"without {some(missing)} of"] * bool(missing)
+    return " and ".join(parts) or "with the same leaves in other containers than"
+
+
 class ControlledStep:
     """A train step with a controller in it: `outputs, ctl, telemetry = step(ctl, *args, **kwargs)`.
 
@@ -165,8 +185,8 @@ class ControlledStep:
         leaves, tree = jax.tree.flatten((args, kwargs))
         if tree != lowered.in_tree:
             raise Error(
-                f"{lowered.name} was put under control for arguments {lowered.in_tree}, and is called with {tree}; call it as "
-                "in example_args, or call entropic.control again with arguments like these"
+                f"{lowered.name} is called {_difference(lowered, args, kwargs)} what it was put under control for; call it as in "
+                "example_args, or call entropic.control again with arguments like these"
             )
         if static != lowered.static_values:
             raise Error(

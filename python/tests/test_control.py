@@ -218,7 +218,7 @@ def test_static_arguments_and_arguments_by_name():
     assert same_bits((new, (loss, aux)), step(state[0], jax.tree.map(jnp.copy, state[1]), "train", **kwargs))
     with pytest.raises(entropic.Error, match="static arguments.*'train', 0.5.*'eval', 0.5"):
         controlled(ctl, *state, "eval", **kwargs)
-    with pytest.raises(entropic.Error, match="put under control for arguments"):
+    with pytest.raises(entropic.Error, match=r"step is called with args\[2\]\['x'\].* beyond and without batch\['x'\].* of what"):
         controlled(ctl, *state, "train", batch, smooth=0.5)
 
 
@@ -228,6 +228,10 @@ def test_other_shapes_say_which():
     step, ctl = entropic.control(train_step(tx), (*state, next(batches(1))))
     with pytest.raises(entropic.Error, match=r"batch\['x'\] is float32\[16, 12\].*float32\[32, 12\]"):
         step(ctl, *state, next(batches(1, size=16)))
+    with pytest.raises(entropic.Error, match=r"is called with args\[2\]\['z'\] beyond what it was put under control for; call it as"):
+        step(ctl, *state, {**next(batches(1)), "z": 0.0})
+    with pytest.raises(entropic.Error, match="with the same leaves in other containers than what"):
+        step(ctl, state[0], list(state[1]), next(batches(1)))
     with pytest.raises(entropic.Error, match="ctl is .*'counters'"):
         step({"policy": ctl["policy"]}, *state, next(batches(1)))
 
