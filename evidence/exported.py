@@ -40,8 +40,7 @@ class Exported:
 
     def describe(self) -> dict[str, Any]:
         """As JSON."""
-        policy = None if self.policy is None else in_force(self.policy)
-        return {**dataclasses.asdict(self), "policy": policy, "program": "entropic train"}
+        return {**dataclasses.asdict(self), "policy": in_force(self.policy), "program": "entropic train"}
 
 
 def train(run: Exported, text: Corpus) -> float:

@@ -36,6 +36,12 @@ class Task:
     batch: Callable[[np.random.Generator, Corpus], Arrays]
     optimizer: optax.GradientTransformation
 
+    def step(self, params: Arrays, state: Arrays, batch: Arrays, key: jax.Array) -> tuple[Arrays, Arrays, jax.Array]:
+        """A train step: next parameters, the optimizer's next state, and the loss."""
+        value, grads = jax.value_and_grad(self.loss)(params, batch, key)
+        updates, state = self.optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, value
+
 
 @dataclasses.dataclass(frozen=True)
 class Healthy:
@@ -74,17 +80,11 @@ def refused(run: Healthy, text: Corpus) -> int:
 @functools.cache
 def _controlled(name: str) -> tuple[entropic.ControlledStep, entropic.Controller]:
     task = TASKS[name]
-
-    def step(params: Arrays, state: Arrays, batch: Arrays, key: jax.Array) -> tuple[Arrays, Arrays, jax.Array]:
-        value, grads = jax.value_and_grad(task.loss)(params, batch, key)
-        updates, state = task.optimizer.update(grads, state, params)
-        return optax.apply_updates(params, updates), state, value
-
     params = task.init(jax.random.key(0))
     # Any text of this length has the shapes of a batch.
     text = Corpus(*(np.zeros(4096, np.uint8) for _ in range(3)), digest="")
     args = (params, task.optimizer.init(params), task.batch(np.random.default_rng(0), text), jax.random.key(0))
-    return entropic.control(jax.jit(step, donate_argnums=(0, 1)), args, "default")
+    return entropic.control(jax.jit(task.step, donate_argnums=(0, 1)), args, "default")
 
 
 # Models.

@@ -163,7 +163,7 @@ def health(lab: Lab, full: bool) -> str:
     rows = []
     for task in TASKS:
         got = _found(lambda task=task: studies.health(lab, task))
-        rows.append([task, *(NOT_YET if got is None else f"{count}" for count in got or studies.GATES)])
+        rows.append([task, *([NOT_YET] * len(studies.GATES) if got is None else map(str, got))])
     return _table([f"steps not applied, of {len(SEEDS) * STEPS}", *map(_gate, studies.GATES)], rows)
 
 

@@ -14,14 +14,16 @@ POLICIES = pathlib.Path(__file__).parent.parent / "passes" / "policies"
 ALWAYS = ("gate",)
 
 
-def in_force(policy: Policy) -> dict[str, Any]:
+def in_force(policy: Policy | None) -> dict[str, Any] | None:
     """The tables that a policy names and those that always act, whole: what it leaves out has the default policy's value.
 
-    It is what a record says of a run, so that a run under other defaults is another run.
+    It is what a record says of a run, so that a run under other defaults is another run. None, the plain step, has none.
 
     Raises:
       OSError: no policy of that name comes with the program.
     """
+    if policy is None:
+        return None
     default = _read("default")
     given = policy if not isinstance(policy, str) else {} if policy == "default" else _read(policy)
     return {table: _numbers(_over(default[table], given.get(table, {}))) for table in sorted({*ALWAYS, *given})}

@@ -84,8 +84,8 @@ def _both(lab: Lab, votes: str) -> dict[str, Any]:
 
 GATES = {
     "norm": [
-        norm_gate(multiple, *others)
-        for others in ((20,), (100,), (20, 10.0), (20, 12.0, 20.0))
+        norm_gate(multiple, warmup, deviations, half_life)
+        for warmup, deviations, half_life in ((20, 0.0, 100.0), (100, 0.0, 100.0), (20, 10.0, 100.0), (20, 12.0, 20.0))
         for multiple in (1.5, 2.0, 3.0)
     ],
     "entropy": [_band(width, warmup) for warmup in (20, 100) for width in (0.03, 0.05, 0.1)],

@@ -143,8 +143,6 @@ MIXED = {"2% corrupted": Faults(rate=0.02), "8% corrupted": Faults(rate=0.08)}
 HALF = Setting(compute="float16", loss_scale=2.0**13)
 # Of a loss that is 100 times as large, gradients are beyond float16 at that scale.
 OVERFLOWS = Faults(rate=0.08, kinds=("large",))
-
-
 UNCLIPPED = {"clip": 1e9}
 
 

@@ -25,7 +25,7 @@ class Timing:
 
     def describe(self) -> dict[str, Any]:
         """As JSON."""
-        timed = {name: (family, None if policy is None else in_force(policy)) for name, (family, policy) in TIMED.items()}
+        timed = {name: (family, in_force(policy)) for name, (family, policy) in TIMED.items()}
         return {**dataclasses.asdict(self), "timed": timed}
 
 

@@ -84,7 +84,7 @@ class Run:
 
     def describe(self) -> dict[str, Any]:
         """As JSON."""
-        return {**dataclasses.asdict(self), "policy": None if self.policy is None else in_force(self.policy)}
+        return {**dataclasses.asdict(self), "policy": in_force(self.policy)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ def test_what_is_left_out_is_the_defaults() -> None:
     assert set(default) == {"gate"}
     assert default["gate"]["norm"]["enabled"]
     assert in_force({}) == default
+    assert in_force(None) is None
     assert json.dumps(in_force({"gate": {"max_pause": 50}})) == json.dumps(in_force({"gate": {"max_pause": 50.0}}))
     assert in_force({"gate": default["gate"]}) == default
 

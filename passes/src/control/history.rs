@@ -153,9 +153,8 @@ fn with_last(
 
 /// Running mean of the norm, which re-arming sets to what was seen, and of its distance from that mean.
 pub(super) fn follow_norm(e: &mut Emitter<'_>, m: &Measured, d: &Decision, paused: &Pause) -> Made<()> {
-    let rate = e.number("gate.norm.rate")?;
-
     e.part("norm_deviation");
+    let rate = e.number("gate.norm.rate")?;
     let before = e.scalar(Array::State, "norm_mean")?;
     let distance = e.sub(m.norm, before)?;
     let distance = e.b.abs(distance)?;

@@ -6,10 +6,11 @@
 //!
 //! * **entropy** E = h / ln n, or h / ln bins for `histogram`, in \[0, 1\]. A tensor is *active*
 //!   where S is a normal number, h is finite and n > 1; an inactive one moves nothing below;
-//! * **decision**: the norm gate votes against a step whose norm √ΣS exceeds both a multiple of its running
-//!   mean and that mean by so many running mean absolute deviations from it, the entropy gate against one whose global E leaves a band around the target as it was before the step. A step is
-//!   refused when ΣS is not finite, or when one or all of the gates that are on vote so, as the policy says. It is
-//!   *accepted* when it is finite and not refused: only accepted steps enter what follows;
+//! * **decision**: the norm gate votes against a step whose norm √ΣS exceeds both a multiple of its running mean and
+//!   that mean by so many running mean absolute deviations from it, the entropy gate against one whose global E leaves
+//!   a band around the target as it was before the step. A step is refused when ΣS is not finite, or when one or all of
+//!   the gates that are on vote so, as the policy says. It is *accepted* when it is finite and not refused: only
+//!   accepted steps enter what follows;
 //! * **smoothed**: mean of E over the last W accepted steps, rows of a shift register;
 //! * **mean**: exponentially forgetting, bias-corrected: with rate r, weight q ← q + r(1 − q)
 //!   and m ← m + (r/q)(E − m), summed with Kahan's carry, since r is small;

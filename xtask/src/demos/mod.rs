@@ -26,27 +26,12 @@ const SPIKE: std::ops::Range<u64> = 100..120;
 /// When the optimizer is switched, as percentages of the run.
 const SWITCHES: &[u64] = &[25, 50, 80];
 
-/// A gate by a multiple of the mean alone that is armed late and refuses little.
-const LENIENT: &str = "\
-format_version = 1
-
-[gate.norm]
-multiple = 3.0
-deviations = 0.0
-half_life = 100
-warmup = 100
-";
-
-/// One that is armed early and refuses more; by then the learning-rate spike has not begun.
-const ALERT: &str = "\
-format_version = 1
-
-[gate.norm]
-multiple = 2.0
-deviations = 0.0
-half_life = 100
-warmup = 20
-";
+/// A policy whose gate goes by a multiple of the norm's running mean alone.
+fn gate(multiple: f64, warmup: u32) -> String {
+    format!(
+        "format_version = 1\n\n[gate.norm]\nmultiple = {multiple:?}\ndeviations = 0.0\nhalf_life = 100\nwarmup = {warmup}\n"
+    )
+}
 
 const ROLLBACK: &str = "
 [rollback]
@@ -99,7 +84,9 @@ impl Demo {
     /// What is run under every seed. The first is what the others are compared with.
     fn plans(self, steps: u64) -> Vec<Plan> {
         let plan = |key, label: &str, model, control| Plan::new(key, label, model, control);
-        let [lenient, alert] = [LENIENT, ALERT].map(|text| move || Control::Policy(text.to_owned()));
+        let lenient = || Control::Policy(gate(3.0, 100));
+        // Armed before the learning-rate spike begins.
+        let alert = || Control::Policy(gate(2.0, 20));
         match self {
             Self::Corruption => vec![
                 plan("clean", "clean, clipping", "gpt-nano", Control::Off),
@@ -114,7 +101,7 @@ impl Demo {
                 plan("clean", "no spike", "gpt-nano", Control::Off),
                 plan("none", "no control", "gpt-nano-spike", Control::Off),
                 plan("gate", "gate alone", "gpt-nano-spike", alert()),
-                plan("rollback", "gate and rollback", "gpt-nano-spike", Control::Policy(format!("{ALERT}{ROLLBACK}"))),
+                plan("rollback", "gate and rollback", "gpt-nano-spike", Control::Policy(gate(2.0, 20) + ROLLBACK)),
             ],
             Self::Switch => {
                 let mut plans = vec![plan("none", "no switch", "gpt-nano", Control::Default)];
