@@ -100,27 +100,32 @@ def steps(lab: Lab, full: bool) -> str:
     """The study of equal steps, and of steps to the baseline's loss."""
     del full
     baseline = studies.results(lab, BASELINE)
+    head = ["", "test loss", "difference", "perplexity per byte", "steps to the first row's loss", "time to it", "steps not applied"]
     rows = []
     for arm in EQUAL_STEPS:
         got = _found(lambda arm=arm: studies.results(lab, arm))
         if got is None:
-            rows.append([arm.title, NOT_YET, "", "", "", ""])
+            rows.append([arm.title, NOT_YET, *[""] * (len(head) - 2)])
             continue
         compared = ("", "") if arm is BASELINE else _compared(got, baseline)
-        rows.append([arm.title, _loss(got), *compared, _reached(lab, arm), _refused(got)])
+        rows.append([arm.title, _loss(got), *compared, *_reached(lab, arm), _refused(got)])
     _curves(PICTURES / "curves.svg", lab)
-    head = ["", "test loss", "difference", "perplexity per byte", "steps to the first row's loss", "steps not applied"]
     return f"{_table(head, rows)}\n![Learning curves](evidence/curves.svg)\n"
 
 
-def _reached(lab: Lab, arm: Arm) -> str:
+def _reached(lab: Lab, arm: Arm) -> tuple[str, str]:
+    """Steps and time to the baseline's loss."""
     if arm not in (BASELINE, *studies.SPECTRAL, *studies.OTHERS):
-        return ""
-    try:
-        needed = BUDGET if arm is BASELINE else studies.steps_to_loss(lab, arm)
-    except Missing:
-        return NOT_YET
-    return f"{needed} ({needed / BUDGET:.0%})" if needed else f"more than {BUDGET}"
+        return "", ""
+    if arm is BASELINE:
+        return _length(BUDGET), "100%"
+    length = _found(lambda: _length(studies.steps_to_loss(lab, arm)))
+    time = _found(lambda: studies.time_to_loss(lab, arm))
+    return length or NOT_YET, "" if time is None else f"{time:.0%}"
+
+
+def _length(steps: int | None) -> str:
+    return f"more than {BUDGET}" if steps is None else f"{steps} ({steps / BUDGET:.0%})"
 
 
 def exported(lab: Lab, full: bool) -> str:
@@ -133,8 +138,11 @@ def exported(lab: Lab, full: bool) -> str:
         option = "--no-control" if policy is None else f"--policy {policy}"
         change = difference(got, plain)
         compared = ["", ""] if policy is None else [_signed(change), _perplexity(change)]
-        rows.append([f"`{option}`", f"{sum(got) / len(got):.4f}", *compared])
-    return _table(["`entropic train`", "held-out loss", "difference", "perplexity per byte"], rows)
+        needed = _length(BUDGET) if policy is None else ""
+        if policy == "spectral":
+            needed = _found(lambda: _length(studies.exported_steps(lab))) or NOT_YET
+        rows.append([f"`{option}`", f"{plain_statistics.mean(got):.4f}", *compared, needed])
+    return _table(["`entropic train`", "held-out loss", "difference", "perplexity per byte", "steps to the first row's loss"], rows)
 
 
 def robustness(lab: Lab, full: bool) -> str:
@@ -187,10 +195,8 @@ def time(lab: Lab, full: bool) -> str:
     rows = []
     for timing in studies.TIMED:
         times = studies.time(lab, timing)
-        plain = times["AdamW"]
         for name, of in times.items():
-            ratios = [one / other for one, other in zip(of, plain, strict=True)]
-            low, middle, high = plain_statistics.quantiles(ratios, n=4)
+            low, middle, high = plain_statistics.quantiles(studies.ratios(times, name), n=4)
             median = plain_statistics.median(of)
             tokens = timing.setting.rows * timing.setting.context
             rows.append([f"{tokens}", name, f"{median:.1f} ms", f"{middle:.3f} ({low:.3f} to {high:.3f})"])

@@ -5,7 +5,8 @@ faults, whatever optimizer, policy or length they have.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from statistics import mean, median
 from typing import Any
 
 from . import search
@@ -35,6 +36,7 @@ class Arm:
       policy: the controller's; None is the plain step.
       guard: what stands beside it.
       changes: to the optimizer's numbers.
+      timed: what its steps take is what these do, of `timing.TIMED`.
     """
 
     title: str
@@ -42,6 +44,7 @@ class Arm:
     policy: Policy | None = None
     guard: Guard = "none"
     changes: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    timed: str = "AdamW"
 
     def run(self, steps: int, seed: int, setting: Setting, faults: Faults | None) -> Run:
         """One of its runs.
@@ -77,8 +80,15 @@ def _switch(step: int) -> dict[str, Any]:
 
 
 BASELINE = Arm("AdamW, tuned")
-SPECTRAL = (Arm("AdamW + spectral, k = 1", policy=spectral(1.0)), Arm("AdamW + spectral, k = 2", policy="spectral"))
-OTHERS = (Arm("Muon, tuned", "muon"), Arm("schedule-free AdamW, tuned", "schedule-free"), Arm("AdamW + reduce on plateau, tuned", "plateau"))
+SPECTRAL = (
+    Arm("AdamW + spectral, k = 1", policy=spectral(1.0), timed="AdamW + spectral"),
+    Arm("AdamW + spectral, k = 2", policy="spectral", timed="AdamW + spectral"),
+)
+OTHERS = (
+    Arm("Muon, tuned", "muon", timed="Muon"),
+    Arm("schedule-free AdamW, tuned", "schedule-free", timed="schedule-free AdamW"),
+    Arm("AdamW + reduce on plateau, tuned", "plateau", timed="AdamW + reduce on plateau"),
+)
 LAWS = (
     Arm("AdamW + default policy", policy="default"),
     Arm("AdamW + article.toml", policy="article"),
@@ -107,32 +117,41 @@ def results(lab: Lab, arm: Arm, steps: int = BUDGET, setting: Setting = Setting(
 
 def mean_test(of: Sequence[Result]) -> float:
     """Nats per byte, mean over seeds."""
-    return sum(result.test for result in of) / len(of)
+    return mean(result.test for result in of)
 
 
-def steps_to_loss(lab: Lab, arm: Arm) -> int | None:
-    """The smallest length on the grid whose mean test loss is at most the baseline's at its budget; None if none is.
+def _smallest_length(goal: float, loss: Callable[[int], float]) -> int | None:
+    """The smallest length on the grid whose loss is at most the goal; None if that of the whole budget is not.
 
     Each length is a run of its own, with a schedule that ends there. Found by bisection, which takes for granted that longer
     runs are no worse; that the next smaller length is not enough is measured.
     """
-    goal = mean_test(results(lab, BASELINE))
-    short, enough = 0, GRID
-    if mean_test(results(lab, arm)) > goal:
+    if loss(BUDGET) > goal:
         return None
+    short, enough = 0, GRID
     while enough - short > 1:
         middle = (short + enough) // 2
-        if mean_test(results(lab, arm, BUDGET * middle // GRID)) <= goal:
+        if loss(BUDGET * middle // GRID) <= goal:
             enough = middle
         else:
             short = middle
     return BUDGET * enough // GRID
 
 
-def exported(lab: Lab, policy: str | None) -> list[float]:
+def steps_to_loss(lab: Lab, arm: Arm) -> int | None:
+    """The smallest length whose mean test loss is at most the baseline's at its budget; None if none is."""
+    return _smallest_length(mean_test(results(lab, BASELINE)), lambda steps: mean_test(results(lab, arm, steps)))
+
+
+def exported(lab: Lab, policy: str | None, steps: int = BUDGET) -> list[float]:
     """What the program comes to with the baseline as a file, one loss for each seed."""
     numbers = search.tuned()[BASELINE.family]
-    return [lab.exported(Exported(Setting(), numbers, BUDGET, seed, policy)) for seed in SEEDS]
+    return [lab.exported(Exported(Setting(), numbers, steps, seed, policy)) for seed in SEEDS]
+
+
+def exported_steps(lab: Lab) -> int | None:
+    """`steps_to_loss` of an exported file under `spectral`."""
+    return _smallest_length(mean(exported(lab, None)), lambda steps: mean(exported(lab, "spectral", steps)))
 
 
 # Robustness.
@@ -229,8 +248,19 @@ TIMED = (Timing(Setting()), Timing(Setting(rows=128)))
 
 
 def time(lab: Lab, timing: Timing) -> dict[str, list[float]]:
-    """What a step takes, over what AdamW's plain one does."""
+    """Milliseconds of a step by round, of each of `timing.TIMED`."""
     return lab.time(timing, search.tuned())
+
+
+def ratios(times: Mapping[str, Sequence[float]], name: str) -> list[float]:
+    """What a step takes over what AdamW's plain one does in the same round."""
+    return [one / plain for one, plain in zip(times[name], times["AdamW"], strict=True)]
+
+
+def time_to_loss(lab: Lab, arm: Arm) -> float | None:
+    """Time of `steps_to_loss` over that of the baseline's budget; None if no length is enough. Steps are timed at the study's batch."""
+    steps = steps_to_loss(lab, arm)
+    return steps and steps / BUDGET * median(ratios(time(lab, TIMED[0]), arm.timed))
 
 
 Task = tuple[Any, tuple[Any, ...]]
@@ -256,3 +286,4 @@ def tasks(full: bool) -> Iterator[Task]:
         yield scale, (name,)
     for policy in EXPORTED:
         yield exported, (policy,)
+    yield exported_steps, ()

@@ -13,7 +13,14 @@ from .training import Program, Setting
 
 ROUNDS = 40
 # What is timed: an optimizer, and a policy.
-TIMED = {"AdamW": ("adamw", None), "AdamW + default policy": ("adamw", "default"), "AdamW + spectral": ("adamw", "spectral"), "Muon": ("muon", None)}
+TIMED = {
+    "AdamW": ("adamw", None),
+    "AdamW + default policy": ("adamw", "default"),
+    "AdamW + spectral": ("adamw", "spectral"),
+    "Muon": ("muon", None),
+    "schedule-free AdamW": ("schedule-free", None),
+    "AdamW + reduce on plateau": ("plateau", None),
+}
 
 
 @dataclasses.dataclass(frozen=True)
