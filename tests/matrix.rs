@@ -11,16 +11,24 @@ use entropic::model::Model;
 use hlo::Module;
 use passes::inject::Discover;
 use passes::inline_calls::InlineCalls;
+use passes::policy::{Policy, PolicyError};
+use passes::spectral::plan;
 use passes::step::{
     CoefficientPlace, DirectionStatus, GradientStatus, Momentum, MomentumForm, MomentumStatus, StateClass, UpdateForm,
 };
 use passes::{Context, Pipeline, TrainStep};
 
 /// A column: its head, and what it says of a step.
-type Column = (&'static str, fn(&TrainStep) -> String);
+type Column = (&'static str, fn(&Module, &TrainStep) -> String);
 
-const COLUMNS: &[Column] =
-    &[("gradient", gradient), ("update", update), ("momentum", momentum), ("switch", switch), ("gate", gate)];
+const COLUMNS: &[Column] = &[
+    ("gradient", |_, step| gradient(step)),
+    ("update", |_, step| update(step)),
+    ("momentum", |_, step| momentum(step)),
+    ("switch", |_, step| switch(step)),
+    ("spectral", spectral),
+    ("gate", |_, step| gate(step)),
+];
 
 const HEAD: &str = "\
 # What is found in which step
@@ -34,6 +42,8 @@ Every step of the test corpus and every bundle, and what the controller's actuat
 - *update*: scaled as `p + s·u` where the graph holds an update u, else as `p + s·(p' − p)`, for the reason given.
 - *momentum*: the coefficients that `[momentum]` and `laws.rule` scale, or why there is none.
 - *switch*: whether the optimizer can give way to SGD with its own first moment, or why not.
+- *spectral*: tensors whose updates are treated under `--policy spectral`, which has no sides below 16; *apart from decay*
+  where weight decay is split off first, and else why the whole of `p' − p` is treated.
 - *gate*: states that a refused step holds, those that go on, and those that a policy must assign.
 
 The step of `multistep_loop` is the body of a loop over steps.
@@ -85,6 +95,24 @@ fn switch(step: &TrainStep) -> String {
         }
         DirectionStatus::Absent { reason } => format!("no: {}", clause(reason)),
     }))
+}
+
+fn spectral(module: &Module, step: &TrainStep) -> String {
+    let mut policy = Policy::default();
+    policy.spectral.enabled = true;
+    let planned = match plan(module, step, &policy) {
+        Ok(planned) => planned,
+        Err(PolicyError::NothingSpectral { tensors }) => {
+            return format!("none: {}", counted(tensors.iter().map(|(_, reason)| clause(reason).to_owned())));
+        }
+        Err(error) => panic!("{error}"),
+    };
+    let treated = planned.iter().filter(|tensor| tensor.matrices.is_some());
+    let forms = treated.clone().map(|tensor| match &tensor.difference {
+        None => "apart from decay".to_owned(),
+        Some(reason) => format!("whole difference: {}", clause(&without_key(reason))),
+    });
+    format!("{} of {}, {}", treated.count(), planned.len(), counted(forms))
 }
 
 fn gate(step: &TrainStep) -> String {
@@ -170,11 +198,11 @@ fn optimizer(name: &str, inputs: &[String]) -> String {
     named.or(kept).or(inputs.is_empty().then_some("not said")).into_iter().chain(besides).collect::<Vec<_>>().join(", ")
 }
 
-/// A row's name, its module and the names of its inputs.
+/// A row's name, the names of its inputs, and its module with what is found in it.
 struct Row {
     name: String,
     inputs: Vec<String>,
-    found: Result<TrainStep, String>,
+    found: Result<(Module, TrainStep), String>,
 }
 
 fn root() -> &'static Path {
@@ -198,7 +226,10 @@ fn bundles() -> Vec<Row> {
     let row = |path: PathBuf| Row {
         name: format!("models/{}", path.file_name().unwrap().to_string_lossy()),
         inputs: input_names(&path.join("manifest.json")),
-        found: Model::open(&path).and_then(|model| model.find()).map(|found| found.step).map_err(|e| e.to_string()),
+        found: Model::open(&path)
+            .and_then(|model| model.find())
+            .map(|found| (found.module, found.step))
+            .map_err(|e| e.to_string()),
     };
     folders.map(row).collect()
 }
@@ -212,7 +243,7 @@ fn cases() -> Vec<Row> {
         let pipeline = Pipeline::new().with(InlineCalls).with(Discover);
         let run = pipeline.run(&mut module, &mut context, &mut |_, _, _| {});
         let inputs = input_names(&corpus.join(format!("{name}.json")));
-        Row { found: run.map(|_| context.step.unwrap()).map_err(|e| e.to_string()), name, inputs }
+        Row { found: run.map(|_| (module, context.step.unwrap())).map_err(|e| e.to_string()), name, inputs }
     };
     listed(&corpus).into_iter().filter_map(name).map(row).collect()
 }
@@ -228,7 +259,7 @@ fn matrix() -> String {
     for row in bundles().into_iter().chain(cases()) {
         let mut cells = vec![code(&row.name), optimizer(&row.name, &row.inputs)];
         match &row.found {
-            Ok(step) => cells.extend(COLUMNS.iter().map(|(_, cell)| cell(step))),
+            Ok((module, step)) => cells.extend(COLUMNS.iter().map(|(_, cell)| cell(module, step))),
             Err(refusal) => {
                 // What follows the first one is the same for other tensors.
                 let refusal = refusal.strip_prefix("discover: ").unwrap_or(refusal);

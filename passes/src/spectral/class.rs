@@ -127,15 +127,21 @@ pub fn classify(module: &Module, step: &TrainStep) -> Vec<Classified> {
     step.parameters.iter().zip(&used).map(|(parameter, uses)| uses.class(&flow, parameter, &last)).collect()
 }
 
-/// The products behind which the loss has no further one; none where no loss is recognised.
-fn last_products(flow: &Flow<'_>, step: &TrainStep, products: &HashSet<Place>) -> HashSet<Place> {
+/// The computation whose result has the loss, and its leaf there; `None` where no loss is recognised.
+pub(super) fn loss(module: &Module, step: &TrainStep) -> Option<(ComputationId, usize)> {
     // The outputs of a step that is a loop's body are the loop's leaves, with numbers of their own.
     let (computation, loss) = match &step.inside_loop {
         Some(around) => (around.body.computation, around.body.loss),
-        None => (flow.module.entry(), step.loss),
+        None => (module.entry(), step.loss),
     };
+    Some((computation, loss?))
+}
+
+/// The products behind which the loss has no further one; none where no loss is recognised.
+fn last_products(flow: &Flow<'_>, step: &TrainStep, products: &HashSet<Place>) -> HashSet<Place> {
+    let Some((computation, leaf)) = loss(flow.module, step) else { return HashSet::new() };
     let root = flow.module.computation(computation).map(Computation::root);
-    let (Some(instruction), Some(leaf)) = (root, loss) else { return HashSet::new() };
+    let Some(instruction) = root else { return HashSet::new() };
     let behind = flow.behind(Place { computation, instruction, leaf }, step.computation, products);
     behind.intersection(products).copied().collect()
 }

@@ -39,6 +39,7 @@ pub use class::{Classified, Matrices, TensorClass, classify};
 pub use cost::{Cost, newton_schulz_flops, step_flops};
 pub use emit::COEFFICIENTS;
 use emit::{Emitter, MixedTensor, Numbers};
+pub use plan::plan;
 
 use crate::control::{Controlled, SwitchControl};
 use crate::layout::{
@@ -94,7 +95,7 @@ impl Pass for Spectral {
     }
 
     fn run(&self, module: &mut Module, context: &mut Context) -> Result<Changed, PassError> {
-        let planned = plan::plan(module, context.step()?, &self.policy)?;
+        let planned = plan(module, context.step()?, &self.policy)?;
         let (replacements, keep, updates, [telemetry, state]) = self.emit(module, context, &planned)?;
         let entry = module.entry();
         module.replace_uses(entry, &replacements, &keep)?;

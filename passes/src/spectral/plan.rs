@@ -2,18 +2,19 @@
 
 use hlo::{Module, PrimitiveType};
 
-use super::class::{Classified, Matrices, TensorClass, classify};
+use super::class::{Classified, Matrices, TensorClass, classify, loss};
 use crate::layout::TensorSpectral;
 use crate::mesh;
 use crate::policy::{Policy, PolicyError, SpectralTensor};
 use crate::step::{Parameter, PartsStatus, TrainStep};
 
-/// What becomes of each controlled tensor, in order.
+/// What becomes of each controlled tensor under a policy, in order: of a step as it is discovered, before anything is
+/// injected.
 ///
 /// # Errors
 ///
 /// Where a pattern of the policy names no tensor, or asks for one that cannot be treated.
-pub(super) fn plan(module: &Module, step: &TrainStep, policy: &Policy) -> Result<Vec<TensorSpectral>, PolicyError> {
+pub fn plan(module: &Module, step: &TrainStep, policy: &Policy) -> Result<Vec<TensorSpectral>, PolicyError> {
     let classes = classify(module, step);
     let controlled: Vec<(&Parameter, Classified)> =
         step.parameters.iter().zip(classes).filter(|(p, _)| p.found_gradient().is_some()).collect();
@@ -76,7 +77,7 @@ fn decide(
     if !hidden && !asked {
         return Err(format!("{}: {}", classified.class, classified.reason));
     }
-    if step.loss.is_none() && !asked {
+    if loss(module, step).is_none() && !asked {
         return Err("no loss is recognised among the outputs, so that a head cannot be told from it".to_owned());
     }
     let matrices = classified.matrices.or_else(|| Matrices::last_axes(dims));
