@@ -126,7 +126,8 @@ def _smallest_length(goal: float, loss: Callable[[int], float]) -> int | None:
     Each length is a run of its own, with a schedule that ends there. Found by bisection, which takes for granted that longer
     runs are no worse; that the next smaller length is not enough is measured.
     """
-    if loss(BUDGET) > goal:
+    # Of a loss that is no number, no comparison holds.
+    if not loss(BUDGET) <= goal:
         return None
     short, enough = 0, GRID
     while enough - short > 1:
