@@ -18,6 +18,7 @@ import pathlib
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -160,7 +161,7 @@ def perform(tasks: Sequence[tuple[Procedure, tuple[Any, ...]]], records: pathlib
     """Does procedures with their arguments, several at a time, each in a process with one thread for arithmetic.
 
     Raises:
-      Exception: what the first procedure that failed raised, after the others have ended.
+      RuntimeError: with what the first procedure that failed raised, after the others have ended.
     """
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     context = multiprocessing.get_context("spawn")
@@ -190,4 +191,8 @@ def _end_with(parent: int) -> None:
 
 
 def _perform(procedure: Procedure, args: tuple[Any, ...], records: pathlib.Path, text: tuple[pathlib.Path, ...]) -> None:
-    procedure(Lab(records, read(text)), *args)
+    try:
+        procedure(Lab(records, read(text)), *args)
+    except Exception as error:
+        # Not every exception can be sent to another process, and one that cannot takes the others' work with it.
+        raise RuntimeError("".join(traceback.format_exception(error))) from None

@@ -182,14 +182,25 @@ def scale(lab: Lab, full: bool) -> str:
     """The study of sizes."""
     del full
     rows = []
-    for name in studies.SIZES:
-        of = studies.scale(lab, name)
-        baseline = of[BASELINE.title]
-        factor = studies.rate_for(lab, studies.SIZES[name])
-        for title, got in of.items():
-            compared = ("", "") if got is baseline else _compared(got, baseline)
-            rows.append([name, f"{factor:g}", title, _loss(got), *compared])
+    for name, setting in studies.SIZES.items():
+        baseline = studies.scale(lab, name, BASELINE)
+        factor = studies.rate_for(lab, setting)
+        for arm in studies.SIZED:
+            got = studies.scale(lab, name, arm)
+            compared = ("", "") if arm is BASELINE else _compared(got, baseline)
+            rows.append([name, f"{factor:g}", arm.title, _loss(got), *compared])
     return _table(["model", "learning rate, times the base's", "", "test loss", "difference", "perplexity per byte"], rows)
+
+
+def variants(lab: Lab, full: bool) -> str:
+    """The study of other values of what `spectral` has defaults for."""
+    del full
+    baseline = studies.results(lab, BASELINE)
+    rows = [[BASELINE.title, _loss(baseline), "", ""]]
+    for arm in studies.VARIANTS:
+        got = studies.results(lab, arm)
+        rows.append([arm.title, _loss(got), *_compared(got, baseline)])
+    return _table(["", "test loss", "difference", "perplexity per byte"], rows)
 
 
 def time(lab: Lab, full: bool) -> str:
@@ -207,10 +218,10 @@ def time(lab: Lab, full: bool) -> str:
 
 
 PARTS: Mapping[str, Callable[[Lab, bool], str]] = {
-    "tuning": tuning, "steps": steps, "exported": exported, "robustness": robustness, "health": health, "scale": scale, "time": time,
+    "tuning": tuning, "steps": steps, "exported": exported, "robustness": robustness, "health": health, "scale": scale, "variants": variants, "time": time,
 }  # fmt: skip
 # Parts that need more than the main runs.
-FULL = ("scale",)
+FULL = ("scale", "variants")
 
 
 def _tests(of: Sequence[Result]) -> list[float]:

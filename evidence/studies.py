@@ -36,6 +36,7 @@ class Arm:
       policy: the controller's; None is the plain step.
       guard: what stands beside it.
       changes: to the optimizer's numbers.
+      factors: of the optimizer's numbers.
       timed: what its steps take is what these do, of `timing.TIMED`.
     """
 
@@ -44,6 +45,7 @@ class Arm:
     policy: Policy | None = None
     guard: Guard = "none"
     changes: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    factors: Mapping[str, float] = dataclasses.field(default_factory=dict)
     timed: str = "AdamW"
 
     def run(self, steps: int, seed: int, setting: Setting, faults: Faults | None) -> Run:
@@ -56,12 +58,13 @@ class Arm:
         if found is None:
             raise Missing(f"no search for {self.family} is on record: `python -m evidence search`")
         numbers = {**found, **self.changes}
+        numbers |= {name: numbers[name] * factor for name, factor in self.factors.items()}
         return Run(setting, self.family, numbers, steps, seed, self.policy, faults, self.guard)
 
 
-def spectral(k: float) -> dict[str, Any]:
+def spectral(k: float = 2.0, **others: Any) -> dict[str, Any]:
     """The default policy with updates of equal singular values."""
-    return {"spectral": {"enabled": True, "k": k}}
+    return {"spectral": {"enabled": True, "k": k, **others}}
 
 
 def _fixed_target(most: float) -> dict[str, Any]:
@@ -99,6 +102,17 @@ LAWS = (
     Arm("AdamW + micro, factor 0.87", policy=_micro(0.87)),
     Arm("AdamW, SGD from half of the run on", policy=_switch(BUDGET // 2)),
     Arm("AdamW, SGD from four fifths of the run on", policy=_switch(BUDGET * 4 // 5)),
+)
+VARIANTS = (
+    SPECTRAL[1],
+    Arm("k = 4", policy=spectral(4.0)),
+    Arm("`iterations = 3`", policy=spectral(iterations=3)),
+    Arm("`iterations = 4`", policy=spectral(iterations=4)),
+    Arm('`dtype = "bf16"`', policy=spectral(dtype="bf16")),
+    Arm("`alpha = 0.5`", policy=spectral(alpha=0.5)),
+    Arm("`target = 0.9`", policy=spectral(target=0.9)),
+    # Embeddings keep theirs, which is a multiple of it.
+    Arm("AdamW, learning rate doubled but for embeddings", factors={"learning_rate": 2.0, "embedding_multiple": 0.5}),
 )
 # Policies of an exported file, by what they are given to the program.
 EXPORTED = (None, "default", "spectral")
@@ -227,22 +241,34 @@ def health(lab: Lab, task: str) -> list[int]:
 # Scale.
 
 SIZES = {"48 wide, 2 layers": Setting(layers=2, width=48, heads=2), "96 wide, 3 layers": Setting(), "192 wide, 4 layers": Setting(layers=4, width=192, heads=6)}
-RATES = (0.5, 0.71, 1.0, 1.41)
+# Factors of the base setting's learning rate, the square root of two apart.
+RATES = (0.125, 0.18, 0.25, 0.35, 0.5, 0.71, 1.0, 1.41, 2.0, 2.83, 4.0)
+SIZED = (BASELINE, *SPECTRAL)
 
 
 def rate_for(lab: Lab, setting: Setting) -> float:
-    """The factor of the base setting's learning rate that is best for AdamW at another size, on the seed of searches."""
-    rate = search.tuned()["adamw"]["learning_rate"]
-    tried = {factor: Arm("", changes={"learning_rate": rate * factor}) for factor in RATES}
-    return min(RATES, key=lambda factor: lab.run(tried[factor].run(SHORT, search.SEED, setting, None)).validation)
+    """The factor of the base setting's learning rate that is best for AdamW at another size, on the seed of searches: better
+    than the next smaller and the next larger one.
+    """
+
+    def loss(at: int) -> float:
+        arm = Arm("", factors={"learning_rate": RATES[at]})
+        return lab.run(arm.run(SHORT, search.SEED, setting, None)).validation
+
+    best = RATES.index(1.0)
+    while True:
+        nearby = [at for at in (best - 1, best, best + 1) if 0 <= at < len(RATES)]
+        better = min(nearby, key=loss)
+        if better == best:
+            return RATES[best]
+        best = better
 
 
-def scale(lab: Lab, name: str) -> dict[str, list[Result]]:
-    """Baseline and spectral at a size, with a learning rate that is tuned for the baseline at that size."""
+def scale(lab: Lab, name: str, arm: Arm) -> list[Result]:
+    """One of `SIZED` at a size, with a learning rate that is tuned for the baseline at that size."""
     setting = SIZES[name]
-    changes = {"learning_rate": search.tuned()["adamw"]["learning_rate"] * rate_for(lab, setting)}
-    arms = [dataclasses.replace(arm, changes=changes) for arm in (BASELINE, *SPECTRAL)]
-    return {arm.title: results(lab, arm, SHORT, setting) for arm in arms}
+    factors = {"learning_rate": rate_for(lab, setting)}
+    return results(lab, dataclasses.replace(arm, factors=factors), SHORT, setting)
 
 
 # Time.
@@ -269,8 +295,10 @@ def time_to_loss(lab: Lab, arm: Arm) -> float | None:
 Task = tuple[Any, tuple[Any, ...]]
 
 
-def first_tasks() -> Iterator[Task]:
+def first_tasks(full: bool) -> Iterator[Task]:
     """What other tasks look at."""
+    for setting in reversed(SIZES.values() if full else ()):
+        yield rate_for, (setting,)
     for seed in SEEDS:
         yield one, (BASELINE, seed)
 
@@ -289,8 +317,11 @@ def tasks(full: bool) -> Iterator[Task]:
         yield robustness, (arm, full)
     for name in TASKS:
         yield health, (name,)
+    for arm in VARIANTS if full else ():
+        yield results, (arm,)
     for name in reversed(SIZES if full else ()):
-        yield scale, (name,)
+        for arm in SIZED:
+            yield scale, (name, arm)
     for policy in EXPORTED:
         yield exported, (policy,)
     yield exported_steps, ()

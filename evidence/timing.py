@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from .policies import in_force
-from .training import Program, Setting
+from .training import Program, Setting, given_of, static_of
 
 ROUNDS = 40
 # What is timed: an optimizer, and a policy.
@@ -43,8 +43,8 @@ def measure(timing: Timing, tuned: Mapping[str, Mapping[str, float]]) -> dict[st
     batch = {"inputs": tokens, "targets": tokens, "loss_scale": np.float32(1), "bad": np.bool_(False)}
     programs: dict[str, Callable[[], None]] = {}
     for name, (family, policy) in TIMED.items():
-        numbers = {key: np.float32(number) for key, number in {**tuned[family], "steps": 1000, "rate_scale": 1}.items()}
-        programs[name] = _stepper(Program(setting, family, (), "none"), policy, batch, numbers)
+        program = Program(setting, family, static_of(family, tuned[family]), "none")
+        programs[name] = _stepper(program, policy, batch, given_of(family, tuned[family], 1000, 1.0))
     times: dict[str, list[float]] = {name: [] for name in programs}
     for name in programs:
         programs[name](), programs[name]()

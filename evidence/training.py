@@ -116,9 +116,10 @@ def train(run: Run, text: Corpus) -> Result:
     Raises:
       entropic.Error: the policy does not fit the step.
     """
-    program = _program(run.setting, run.family, _static(run), run.guard)
-    params, opt_state = program.start(run.seed, _numbers(run, 1.0))
-    controlled, ctl = (None, None) if run.policy is None else program.controlled(run.policy, _numbers(run, 1.0))
+    program = _program(run.setting, run.family, static_of(run.family, run.numbers), run.guard)
+    given = functools.partial(given_of, run.family, run.numbers, run.steps)
+    params, opt_state = program.start(run.seed, given(1.0))
+    controlled, ctl = (None, None) if run.policy is None else program.controlled(run.policy, given(1.0))
     marks = {round(run.steps * point / CURVE_POINTS) for point in range(1, CURVE_POINTS)}
     curve, applied, bad = [], [], []
     telemetry: Mapping[str, jax.Array] = {}
@@ -126,7 +127,7 @@ def train(run: Run, text: Corpus) -> Result:
     for step in range(run.steps):
         batch = draw(text.train, run.setting.rows, run.setting.context, run.seed, step, run.steps, run.faults)
         start = time.perf_counter()
-        args = (params, opt_state, _arrays(batch), _numbers(run, batch.rate_scale))
+        args = (params, opt_state, _arrays(batch), given(batch.rate_scale))
         if controlled is None:
             params, opt_state, loss = program.plain(*args)
         else:
@@ -234,15 +235,16 @@ class Program:
 _program = functools.lru_cache(maxsize=4)(Program)
 
 
-def _static(run: Run) -> tuple[tuple[str, float], ...]:
-    static = FAMILIES[run.family].static
-    return tuple((name, run.numbers[name]) for name in sorted(static))
+def static_of(family: str, numbers: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
+    """The numbers that an optimizer has to know when it is compiled."""
+    return tuple((name, numbers[name]) for name in sorted(FAMILIES[family].static))
 
 
-def _numbers(run: Run, rate_scale: float) -> dict[str, np.float32]:
-    static = FAMILIES[run.family].static
-    numbers = {name: number for name, number in run.numbers.items() if name not in static}
-    return {name: np.float32(number) for name, number in {**numbers, "steps": run.steps, "rate_scale": rate_scale}.items()}
+def given_of(family: str, numbers: Mapping[str, float], steps: int, rate_scale: float) -> dict[str, np.float32]:
+    """The numbers that a step is given: all others, the length of the run, and what its learning rate is multiplied by."""
+    static = FAMILIES[family].static
+    given = {name: number for name, number in numbers.items() if name not in static}
+    return {name: np.float32(number) for name, number in {**given, "steps": steps, "rate_scale": rate_scale}.items()}
 
 
 def _arrays(batch: Batch) -> dict[str, Any]:

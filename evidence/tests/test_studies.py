@@ -1,5 +1,6 @@
 """Which runs answer a question, and what is said where they are not on record."""
 
+import math
 import pathlib
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 from evidence import page, studies, timing
 from evidence.corpus import Corpus
 from evidence.lab import Lab, Missing
+from evidence.training import Result, Run, Setting
 
 
 @pytest.mark.parametrize("enough", [25, 275, 300, 475, 500])
@@ -57,3 +59,15 @@ def test_what_was_not_asked_for_is_not_missed(tmp_path: pathlib.Path, text: Corp
     assert complete == (not full)
     assert ("FULL=1" in path.read_text()) == (not full)
     assert "a table" in path.read_text()
+
+
+@pytest.mark.parametrize("best", [0.25, 1.0, 2.83, 4.0])
+def test_a_learning_rate_is_better_than_those_next_to_it(best: float) -> None:
+    base = studies.search.tuned()["adamw"]["learning_rate"]
+
+    class Parabola:
+        def run(self, run: Run) -> Result:
+            distance = abs(math.log(run.numbers["learning_rate"] / (base * best)))
+            return Result(test=0.0, validation=distance, curve=[], step_ms=0.0)
+
+    assert studies.rate_for(Parabola(), Setting()) == best

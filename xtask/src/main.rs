@@ -55,7 +55,7 @@ struct Models {
 /// Options of `evidence`.
 #[derive(Debug, clap::Args)]
 struct Evidence {
-    /// Other sizes, fewer corrupted batches, and each kind of corruption by itself, too.
+    /// Other sizes, variants of spectral, fewer corrupted batches, and each kind of corruption by itself, too.
     #[arg(long)]
     full: bool,
     /// Further options of `python -m evidence run`: `-- --text FOLDER --jobs 1`.
