@@ -38,7 +38,7 @@ enum Task {
     Crash(crash::Options),
     /// Give readers of files bytes that nobody meant. Needs cargo-fuzz.
     Fuzz(fuzz::Options),
-    /// Do the training runs of docs/evidence.md that are not on record in runs/, and write its tables: hours on two cores.
+    /// Do the training runs of docs/evidence.md that are not on record in runs/, and write its tables: under two hours on two cores.
     Evidence(Evidence),
     /// Measure what control costs, against JAX and PyTorch too, and write the table of docs/performance.md: about ten minutes.
     Bench(bench::Options),
