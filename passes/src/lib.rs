@@ -55,6 +55,8 @@ pub mod reference;
 
 pub mod values;
 
+mod listed;
+
 mod mesh;
 
 mod names;

@@ -19,6 +19,7 @@ use crate::discover::DiscoverError;
 use crate::fuse_steps::FuseError;
 use crate::gradient_all_reduce::Replicas;
 use crate::layout::ControllerLayout;
+use crate::listed::listed;
 use crate::loops::Looped;
 use crate::manual::Entered;
 use crate::measure_entropy::Statistics;
@@ -174,10 +175,10 @@ pub enum PassError {
     /// States of replicas would not stay alike.
     #[error(
         "the step cannot be made data-parallel: the new value of {} would differ from replica to replica, for it depends on \
-         their data by other ways than gradients, and there is no rule for it:\n{}\nexport a step that is parallel itself \
+         their data by other ways than gradients, and there is no rule for it: {}. Export a step that is parallel itself \
          (`jax.jit` over a mesh, or `shard_map`)",
         if states.len() == 1 { "a state" } else { "some states" },
-        states.iter().map(|(name, reason)| format!("  {name} ({reason})")).collect::<Vec<_>>().join("\n")
+        listed(states.iter().cloned())
     )]
     Drifts {
         /// Tree path of each, and why discovery put it into its class.
@@ -220,7 +221,7 @@ pub enum PassError {
     #[error("how the module is split over devices cannot be told: {0}")]
     Partitioning(#[from] PartitioningError),
     /// There is no gradient to measure.
-    #[error("no parameter has a gradient, so there is nothing to control:\n{reasons}")]
+    #[error("no parameter has a gradient, so there is nothing to control: {reasons}")]
     NothingToControl {
         /// Per parameter, why.
         reasons: String,
@@ -272,13 +273,13 @@ pub enum PassError {
     },
     /// States without a class, under a policy that gates.
     #[error(
-        "the policy gates, but {} not be classified: a refused step would not know whether to keep {} or let {} go \
-         on. Decide, in the policy:\n\n[states]\n{}",
+        "the policy gates, but {} not be classified, and a refused step would not know whether to keep {} or let {} go on: {}. \
+         Decide under `[states]` of the policy, as in `{} = \"held\"` or `\"advancing\"`",
         if states.len() == 1 { "a state could" } else { "states could" },
         if states.len() == 1 { "it" } else { "them" },
         if states.len() == 1 { "it" } else { "them" },
-        states.iter().map(|(name, reason)| format!("{} = \"held\" # or \"advancing\"; {reason}", toml_key(name)))
-            .collect::<Vec<_>>().join("\n")
+        listed(states.iter().cloned()),
+        states.first().map_or_else(String::new, |(name, _)| toml_key(name)),
     )]
     Unclassified {
         /// Tree path and reason of each.

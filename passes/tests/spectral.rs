@@ -507,8 +507,8 @@ fn what_is_left_alone_has_its_reason() {
     let asked = injected(&step(), "[spectral.tensors]\n\"q\" = { enabled = true }").unwrap().layout;
     assert_eq!(asked.matrices[1].matrices.unwrap().to_string(), "32 x 4");
     for (text, expected) in [
-        ("min_side = 17", "no tensor of this step is treated:\n  p: 16 x 32 has a side shorter than 17"),
-        ("[spectral.tensors]\n\"p\" = { enabled = false }", "  p: the policy says so"),
+        ("min_side = 17", "no tensor of this step is treated: p: 16 x 32 has a side shorter than 17"),
+        ("[spectral.tensors]\n\"p\" = { enabled = false }", "treated: p: the policy says so"),
         ("[spectral.tensors]\n\"p\" = { split = 3, enabled = true }", "p (`spectral.tensors.\"p\"`): axis 1"),
         ("[spectral.tensors]\n\"r\" = { k = 2.0 }", "names no tensor"),
     ] {

@@ -4,6 +4,8 @@ use std::fmt;
 
 use thiserror::Error;
 
+use crate::listed::listed;
+
 /// Why no train step was found.
 #[derive(Debug, Error)]
 pub enum DiscoverError {
@@ -113,13 +115,22 @@ pub enum RefusalKind {
     },
 }
 
+impl Refusal {
+    fn named(&self) -> String {
+        format!("{} ({})", self.tensor, self.shape)
+    }
+
+    fn why(&self) -> String {
+        match self.candidates.as_slice() {
+            [] => self.kind.to_string(),
+            candidates => format!("{} [candidates: {}]", self.kind, candidates.join(", ")),
+        }
+    }
+}
+
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({}): {}", self.tensor, self.shape, self.kind)?;
-        if !self.candidates.is_empty() {
-            write!(f, " [candidates: {}]", self.candidates.join(", "))?;
-        }
-        Ok(())
+        write!(f, "{}: {}", self.named(), self.why())
     }
 }
 
@@ -150,14 +161,6 @@ impl fmt::Display for RefusalKind {
 }
 
 fn list(refusals: &[Refusal]) -> String {
-    const SHOWN: usize = 8;
-    let mut text = format!("{} parameter(s) cannot be controlled, so nothing was injected: ", refusals.len());
-    for (i, refusal) in refusals.iter().take(SHOWN).enumerate() {
-        text.push_str(if i > 0 { "; " } else { "" });
-        text.push_str(&refusal.to_string());
-    }
-    if refusals.len() > SHOWN {
-        text.push_str(&format!("; and {} more", refusals.len() - SHOWN));
-    }
-    text
+    let each = refusals.iter().map(|refusal| (refusal.named(), refusal.why()));
+    format!("{} parameter(s) cannot be controlled, so nothing was injected: {}", refusals.len(), listed(each))
 }

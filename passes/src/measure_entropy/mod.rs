@@ -44,6 +44,7 @@ use emit::{Emitter, Gradient};
 
 use crate::append_state::append_input;
 use crate::layout::{ArrayKind, ControlledTensor, ControllerLayout, StepFacts, TEMPERATURE};
+use crate::listed::listed;
 use crate::names;
 use crate::pass::{Changed, Context, Pass, PassError};
 use crate::policy::{EntropyOf, EntropyPolicy, Estimator, Policy};
@@ -240,10 +241,11 @@ pub(crate) fn refuse_unsupported(module: &Module, step: &TrainStep) -> Result<()
 }
 
 fn reasons(step: &TrainStep) -> String {
-    let absent = step.parameters.iter().filter_map(|p| match &p.gradient {
-        GradientStatus::Absent { reason } => Some(format!("  {}: {reason}", p.name)),
+    if step.parameters.is_empty() {
+        return "the step has no parameters".to_owned();
+    }
+    listed(step.parameters.iter().filter_map(|p| match &p.gradient {
+        GradientStatus::Absent { reason } => Some((p.name.clone(), reason.clone())),
         GradientStatus::Found(_) => None,
-    });
-    let lines: Vec<_> = absent.collect();
-    if lines.is_empty() { "  the step has no parameters".to_owned() } else { lines.join("\n") }
+    }))
 }

@@ -22,6 +22,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::listed::listed;
 use crate::step::StateClass;
 
 pub use entropy::{EntropyPolicy, Estimator, TemperatureUnit};
@@ -312,9 +313,9 @@ pub enum PolicyError {
     SignalWithEntropyGate,
     /// Updates of matrices to be treated in a step where none can be.
     #[error(
-        "the policy makes singular values of updates equal, and no tensor of this step is treated:\n{}\n\
-         set `spectral.enabled` to false, or name tensors under `[spectral.tensors]`",
-        tensors.iter().map(|(name, reason)| format!("  {name}: {reason}")).collect::<Vec<_>>().join("\n")
+        "the policy makes singular values of updates equal, and no tensor of this step is treated: {}. Set \
+         `spectral.enabled` to false, or name tensors under `[spectral.tensors]`",
+        listed(tensors.iter().cloned())
     )]
     NothingSpectral {
         /// Name and reason of each.
@@ -322,10 +323,9 @@ pub enum PolicyError {
     },
     /// Tensors that a pattern asks to be treated, and that cannot be.
     #[error(
-        "the policy makes singular values of updates equal that cannot be:\n{}\nname only matrices; `entropic inspect` \
+        "the policy makes singular values of updates equal that cannot be: {}. Name only matrices; `entropic inspect` \
          lists them",
-        tensors.iter().map(|(name, key, reason)| format!("  {name} (`{key}`): {reason}"))
-            .collect::<Vec<_>>().join("\n")
+        by_key(tensors)
     )]
     NotSpectral {
         /// Name, key of the policy and reason of each.
@@ -333,9 +333,9 @@ pub enum PolicyError {
     },
     /// A switch of the optimizer in a step where nothing can be switched.
     #[error(
-        "the policy switches the optimizer to SGD with its own first moment, and no tensor of this step can be switched:\n{}\n\
-         set `switch.enabled` to false, or train with an optimizer that keeps a first moment",
-        tensors.iter().map(|(name, reason)| format!("  {name}: {reason}")).collect::<Vec<_>>().join("\n")
+        "the policy switches the optimizer to SGD with its own first moment, and no tensor of this step can be switched: {}. \
+         Set `switch.enabled` to false, or train with an optimizer that keeps a first moment",
+        listed(tensors.iter().cloned())
     )]
     NothingToSwitch {
         /// Name and reason of each.
@@ -403,10 +403,9 @@ pub enum PolicyError {
     },
     /// Tensors whose momentum a pattern scales, and that have none.
     #[error(
-        "the policy scales the momentum of tensors that have none to scale:\n{}\nname only tensors that have one; \
+        "the policy scales the momentum of tensors that have none to scale: {}. Name only tensors that have one; \
          `entropic inspect` lists them",
-        tensors.iter().map(|(name, key, reason)| format!("  {name} (`{key}`): {reason}"))
-            .collect::<Vec<_>>().join("\n")
+        by_key(tensors)
     )]
     NoMomentum {
         /// Name, key of the policy and reason of each.
@@ -414,10 +413,10 @@ pub enum PolicyError {
     },
     /// A policy that scales momentum, and a step without any.
     #[error(
-        "the policy scales momentum, and no tensor of this step has a coefficient to scale:\n{}\ntake `[momentum]` \
+        "the policy scales momentum, and no tensor of this step has a coefficient to scale: {}. Take `[momentum]` \
          out of the policy and set `laws.rule.momentum_low` and `momentum_high` to 1, or train with an optimizer that has \
          momentum",
-        tensors.iter().map(|(name, reason)| format!("  {name}: {reason}")).collect::<Vec<_>>().join("\n")
+        listed(tensors.iter().cloned())
     )]
     NoMomentumAtAll {
         /// Name and reason of each.
@@ -436,6 +435,11 @@ pub enum PolicyError {
         /// Its value now.
         wanted: String,
     },
+}
+
+/// Tensors that a policy asks something of, each with the key by which it does and why it cannot be done.
+fn by_key(tensors: &[(String, String, String)]) -> String {
+    listed(tensors.iter().map(|(name, key, reason)| (format!("{name} (`{key}`)"), reason.clone())))
 }
 
 impl Policy {

@@ -63,8 +63,8 @@ pub enum CheckpointError {
     },
     /// All are damaged.
     #[error(
-        "no checkpoint in {} can be used:\n{}\nrestore one from a backup, or start the run anew", path.display(),
-        damaged.iter().map(|d| format!("  {}: {}", d.path.display(), d.reason)).collect::<Vec<_>>().join("\n")
+        "no checkpoint in {} can be used: {}. Restore one from a backup, or start the run anew", path.display(),
+        damaged.iter().map(|d| format!("{}: {}", d.path.display(), d.reason)).collect::<Vec<_>>().join("; ")
     )]
     AllDamaged {
         /// The folder.
