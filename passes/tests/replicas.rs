@@ -272,7 +272,7 @@ fn replicas_draw_different_masks_from_one_key() {
 #[test]
 fn what_would_drift_is_refused_by_name() {
     let error = refusal("own_trust_b4", replicas(2));
-    assert!(error.contains("scale (") && error.contains("shard_map"), "{error}");
+    assert!(error.contains("scale: ") && error.contains("shard_map"), "{error}");
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/corpus/mesh_shardmap.hlo.pb");
     let (mut module, step) = found(Module::import(&std::fs::read(path).unwrap()).unwrap());
     assert!(replicate_step(&mut module, step, replicas(2)).is_err());
