@@ -41,9 +41,9 @@ bench: plugin
 demos:
 	cargo xtask demos
 
-# Does the training runs of docs/evidence.md and writes its tables: under two hours on two cores. Stopped and started again, it
-# goes on. `FULL=1` does those of other sizes, of variants of spectral, of fewer
-# corrupted batches, and of each kind of corruption by itself, too.
+# Does the training runs of docs/evidence.md and writes its tables: under two hours on two cores. Stopped and started
+# again, it goes on. `FULL=1` does those of other sizes, of variants of spectral, of fewer corrupted batches, and of each
+# kind of corruption by itself, too.
 evidence: plugin
 	cargo xtask evidence $(if $(FULL),--full)
 

@@ -24,7 +24,10 @@ def main() -> None:
         prog="python -m evidence", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("action", choices=["run", "page", "search"])
-    parser.add_argument("--full", action="store_true", help="other sizes, variants of spectral, fewer corrupted batches, and each kind of corruption by itself, too")
+    parser.add_argument(
+        "--full", action="store_true",
+        help="other sizes, variants of spectral, fewer corrupted batches, and each kind of corruption by itself, too",
+    )  # fmt: skip
     parser.add_argument("--text", nargs="+", type=pathlib.Path, default=[], help="files and folders instead of the standard library")
     parser.add_argument("--jobs", type=_positive, default=len(os.sched_getaffinity(0)), help="runs at a time (default: one for each core)")
     parser.add_argument("--records", type=pathlib.Path, default=RECORDS, help=f"what is done already (default: {RECORDS})")

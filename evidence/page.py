@@ -117,13 +117,15 @@ def steps(lab: Lab, full: bool) -> str:
 
 def _reached(lab: Lab, arm: Arm) -> tuple[str, str]:
     """Steps and time to the baseline's loss."""
-    if arm not in (BASELINE, *studies.SPECTRAL, *studies.OTHERS):
+    if arm.timed is None:
         return "", ""
     if arm is BASELINE:
         return _length(BUDGET), "100%"
-    length = _found(lambda: _length(studies.steps_to_loss(lab, arm)))
-    time = _found(lambda: studies.time_to_loss(lab, arm))
-    return length or NOT_YET, "" if time is None else f"{time:.0%}"
+    try:
+        steps = studies.steps_to_loss(lab, arm)
+    except Missing:
+        return NOT_YET, ""
+    return _length(steps), "" if steps is None else _found(lambda: f"{studies.time_to(lab, arm, steps):.0%}") or NOT_YET
 
 
 def _length(steps: int | None) -> str:

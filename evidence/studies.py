@@ -37,7 +37,7 @@ class Arm:
       guard: what stands beside it.
       changes: to the optimizer's numbers.
       factors: of the optimizer's numbers.
-      timed: what its steps take is what these do, of `timing.TIMED`.
+      timed: what its steps take is what these do, of `timing.TIMED`; of an arm without, steps to a loss are not looked for.
     """
 
     title: str
@@ -46,7 +46,7 @@ class Arm:
     guard: Guard = "none"
     changes: Mapping[str, float] = dataclasses.field(default_factory=dict)
     factors: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    timed: str = "AdamW"
+    timed: str | None = None
 
     def run(self, steps: int, seed: int, setting: Setting, faults: Faults | None) -> Run:
         """One of its runs.
@@ -82,7 +82,7 @@ def _switch(step: int) -> dict[str, Any]:
     return {"switch": {"enabled": True, "trigger": "step", "step": step}}
 
 
-BASELINE = Arm("AdamW, tuned")
+BASELINE = Arm("AdamW, tuned", timed="AdamW")
 SPECTRAL = (
     Arm("AdamW + spectral, k = 1", policy=spectral(1.0), timed="AdamW + spectral"),
     Arm("AdamW + spectral, k = 2", policy="spectral", timed="AdamW + spectral"),
@@ -286,10 +286,9 @@ def ratios(times: Mapping[str, Sequence[float]], name: str) -> list[float]:
     return [one / plain for one, plain in zip(times[name], times["AdamW"], strict=True)]
 
 
-def time_to_loss(lab: Lab, arm: Arm) -> float | None:
-    """Time of `steps_to_loss` over that of the baseline's budget; None if no length is enough. Steps are timed at the study's batch."""
-    steps = steps_to_loss(lab, arm)
-    return steps and steps / BUDGET * median(ratios(time(lab, TIMED[0]), arm.timed))
+def time_to(lab: Lab, arm: Arm, steps: int) -> float:
+    """Time of so many steps of a timed arm over that of the baseline's budget. Steps are timed at the study's batch."""
+    return steps / BUDGET * median(ratios(time(lab, TIMED[0]), arm.timed))
 
 
 Task = tuple[Any, tuple[Any, ...]]
@@ -301,6 +300,7 @@ def first_tasks(full: bool) -> Iterator[Task]:
         yield rate_for, (setting,)
     for seed in SEEDS:
         yield one, (BASELINE, seed)
+    yield exported, (None,)
 
 
 def tasks(full: bool) -> Iterator[Task]:
@@ -322,6 +322,6 @@ def tasks(full: bool) -> Iterator[Task]:
     for name in reversed(SIZES if full else ()):
         for arm in SIZED:
             yield scale, (name, arm)
-    for policy in EXPORTED:
-        yield exported, (policy,)
+    yield exported, ("default",)
+    # The whole budget under `spectral` is the first length that it asks for.
     yield exported_steps, ()

@@ -11,7 +11,7 @@ use entropic::model::Model;
 use hlo::Module;
 use passes::inject::Discover;
 use passes::inline_calls::InlineCalls;
-use passes::policy::{Policy, PolicyError};
+use passes::policy::{Policy, PolicyError, SPECTRAL_POLICY};
 use passes::spectral::plan;
 use passes::step::{
     CoefficientPlace, DirectionStatus, GradientStatus, Momentum, MomentumForm, MomentumStatus, StateClass, UpdateForm,
@@ -42,7 +42,7 @@ Every step of the test corpus and every bundle, and what the controller's actuat
 - *update*: scaled as `p + s·u` where the graph holds an update u, else as `p + s·(p' − p)`, for the reason given.
 - *momentum*: the coefficients that `[momentum]` and `laws.rule` scale, or why there is none.
 - *switch*: whether the optimizer can give way to SGD with its own first moment, or why not.
-- *spectral*: tensors whose updates are treated under `--policy spectral`, which has no sides below 16; *apart from decay*
+- *spectral*: tensors whose updates are treated under `--policy spectral`; *apart from decay*
   where weight decay is split off first, and else why the whole of `p' − p` is treated.
 - *gate*: states that a refused step holds, those that go on, and those that a policy must assign.
 
@@ -98,8 +98,7 @@ fn switch(step: &TrainStep) -> String {
 }
 
 fn spectral(module: &Module, step: &TrainStep) -> String {
-    let mut policy = Policy::default();
-    policy.spectral.enabled = true;
+    let policy = Policy::parse(SPECTRAL_POLICY).unwrap();
     let planned = match plan(module, step, &policy) {
         Ok(planned) => planned,
         Err(PolicyError::NothingSpectral { tensors }) => {

@@ -34,7 +34,13 @@ def test_time_is_compared_within_a_round() -> None:
 
 
 def test_steps_of_every_arm_are_timed() -> None:
-    assert {arm.timed for arm in studies.EQUAL_STEPS} <= set(timing.TIMED)
+    assert {arm.timed for arm in (studies.BASELINE, *studies.SPECTRAL, *studies.OTHERS)} <= set(timing.TIMED)
+
+
+def test_the_files_that_a_table_shows_are_trained() -> None:
+    done = [args for procedure, args in (*studies.first_tasks(False), *studies.tasks(False)) if procedure is studies.exported]
+    assert {policy for (policy,) in done} | {"spectral"} == set(studies.EXPORTED)
+    assert (studies.exported_steps, ()) in studies.tasks(False)
 
 
 def test_the_main_tables_do_without_what_full_adds() -> None:
